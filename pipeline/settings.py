@@ -1,0 +1,69 @@
+"""Settings from environment variables, the same for every script; without any, everything is on localhost."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DEFAULT_DATABASE_URL = "postgresql://kafka_user:kafka_password@localhost:5432/kafka_db"
+
+# KAFKA_… variables that are ours; every other one is a librdkafka property.
+OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAFKA_AUTO_OFFSET_RESET"}
+
+
+class SettingsError(ValueError):
+    """A setting the user has to correct; its text is one line that names the variable."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the brokers and the database are, and what the topic and the group are called."""
+
+    topic: str
+    topic_partitions: int
+    group_id: str
+    auto_offset_reset: str
+    database_url: str
+    kafka: dict[str, str]  # librdkafka's own keys: bootstrap.servers, security.protocol, …
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """The topic that takes the messages which are not trades."""
+        return f"{self.topic}.dlq"
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The brokers' addresses, as a user would recognise them in a message."""
+        return self.kafka["bootstrap.servers"]
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings from environment variables. Raises `SettingsError` for one that cannot be right."""
+    return Settings(
+        topic=environment.get("KAFKA_TOPIC") or "orders",
+        topic_partitions=_partitions(environment.get("KAFKA_TOPIC_PARTITIONS") or "1"),
+        group_id=environment.get("KAFKA_GROUP_ID") or "trades-consumer-group-v2",
+        auto_offset_reset=_offset_reset(environment.get("KAFKA_AUTO_OFFSET_RESET") or "latest"),
+        database_url=environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL,
+        kafka={"bootstrap.servers": "localhost:9092"} | _librdkafka_properties(environment),
+    )
+
+
+def _librdkafka_properties(environment: Mapping[str, str]) -> dict[str, str]:
+    """KAFKA_SSL_CA_LOCATION=/ca.pem becomes {"ssl.ca.location": "/ca.pem"}, and so on."""
+    return {
+        name.removeprefix("KAFKA_").lower().replace("_", "."): value
+        for name, value in environment.items()
+        if name.startswith("KAFKA_") and name not in OWN_VARIABLES and value
+    }
+
+
+def _partitions(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"KAFKA_TOPIC_PARTITIONS={text}: give a whole number from 1 on")
+    return int(text)
+
+
+def _offset_reset(text: str) -> str:
+    if text not in ("latest", "earliest"):
+        raise SettingsError(f"KAFKA_AUTO_OFFSET_RESET={text}: give latest or earliest")
+    return text

@@ -1,0 +1,34 @@
+"""Turns Ctrl-C and SIGTERM into a request that the loops look at.
+
+Importing it is what switches it on, so a script imports it first: from then on a stop is orderly, even
+while the other modules still load.
+"""
+
+import signal
+import threading
+from types import FrameType
+
+_requested = threading.Event()
+
+
+def stop_requested() -> bool:
+    """Tell whether the user asked the script to end."""
+    return _requested.is_set()
+
+
+def wait_for_stop(seconds: float) -> bool:
+    """Wait for that long, or until the user asks the script to end; tell whether they did."""
+    return _requested.wait(seconds)
+
+
+def request_stop() -> None:
+    """Ask the script to end, as Ctrl-C does."""
+    _requested.set()
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    request_stop()
+
+
+signal.signal(signal.SIGINT, _on_signal)
+signal.signal(signal.SIGTERM, _on_signal)
