@@ -1,4 +1,4 @@
-"""Turns Ctrl-C and SIGTERM into a request that the loops look at.
+"""Turns Ctrl-C, SIGTERM and a closed terminal into a request that the loops look at.
 
 Importing it is what switches it on, so a script imports it first: from then on a stop is orderly, even
 while the other modules still load.
@@ -30,5 +30,5 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     request_stop()
 
 
-signal.signal(signal.SIGINT, _on_signal)
-signal.signal(signal.SIGTERM, _on_signal)
+for _signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_signal, _on_signal)
