@@ -1,0 +1,34 @@
+// The status line. Between ticks the ages count on by themselves, so that they are true even when a tick is late;
+// a paused page stands still and gives the times instead.
+
+export default function ({ data, parentElement }) {
+  const line = parentElement.querySelector(".status");
+  const word = line.querySelector("[role=status]");
+  line.dataset.state = data.word;
+  if (word.textContent !== data.word) word.textContent = data.word; // a screen reader speaks only on a change
+  line.querySelector(".facts").textContent = data.facts.join("  ·  ");
+  const start = performance.now();
+  const show = () => {
+    const passed = data.moving ? (performance.now() - start) / 1000 : 0;
+    line.querySelector(".ages").textContent = data.ages
+      .map(({ name, age, time }) => `${name} ${data.moving && age !== null ? ago(age + passed) : time}`)
+      .join("  ·  ");
+  };
+  clearInterval(line.counting);
+  show();
+  if (data.moving) line.counting = setInterval(show, 500);
+  return () => clearInterval(line.counting);
+}
+
+function ago(seconds) {
+  if (seconds < -1) return `${long(-seconds)} ahead of this clock`;
+  return `${long(Math.max(0, seconds))} ago`;
+}
+
+function long(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 120) return `${Math.floor(seconds)} s`;
+  if (seconds < 7200) return `${Math.floor(seconds / 60)} min`;
+  if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;
+  return `${Math.floor(seconds / 86400)} d`;
+}
