@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import psutil
@@ -137,8 +138,13 @@ def initialise_database(folder: Path, database_url: str, log: Path) -> None:
             *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8"),
             *("--auth=scram-sha-256", f"--pwfile={password.name}"),
         ]
-        if subprocess.run(command, stdout=output, stderr=output, user=SERVER_USER).returncode != 0:
+        if subprocess.run(command, stdout=output, stderr=output, **_as_user(SERVER_USER)).returncode != 0:
             raise StackError(f"PostgreSQL could not prepare {folder}: see {log}")
+
+
+def _as_user(user: str | None) -> dict[str, Any]:
+    """Return subprocess's arguments for running as that user, without any of root's groups."""
+    return {"user": user, "group": user, "extra_groups": []} if user else {}
 
 
 def _ensure_server_user() -> None:
@@ -198,7 +204,7 @@ def service(
     with log.open("ab") as output:
         # A session of its own: a Ctrl-C meant for us must not reach the servers before their clients.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, user=user
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **_as_user(user)
         )
     try:
         log.with_suffix(".pid").write_text(str(process.pid))
