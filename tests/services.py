@@ -110,7 +110,11 @@ class Server:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except KeyboardInterrupt:  # after any other failure the folder is left: the server's log is in it
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
@@ -142,6 +146,10 @@ class Kafka(Server):
     def topics(self) -> set[str]:
         """Return the names of the topics."""
         return set(self._admin().list_topics(timeout=10).topics)
+
+    def partitions(self, topic: str) -> int:
+        """Return the number of the topic's partitions."""
+        return len(self._admin().list_topics(topic, timeout=10).topics[topic].partitions)
 
     def create_topic(self, name: str, partitions: int = 1) -> None:
         """Create a topic and wait until it can be used."""
@@ -183,7 +191,7 @@ class Kafka(Server):
         """Return how many of the topic's messages the group has not committed yet, all partitions together."""
         with closing(self._reader(group)) as consumer:
             lows, highs = zip(*_watermarks(consumer, topic), strict=True)
-            ends = {high.partition: high.offset for high in highs}
+            ends: dict[int, int] = {high.partition: high.offset for high in highs}
             # The embedded broker names its last batch's second message as the end, so read on from there.
             for message in _read_on(consumer, highs):
                 ends[message.partition() or 0] = (message.offset() or 0) + 1

@@ -1,0 +1,63 @@
+"""Environment variables to settings."""
+
+import pytest
+
+from pipeline.settings import DEFAULT_DATABASE_URL, SettingsError, read_settings
+
+
+def test_without_any_variable_everything_is_on_localhost() -> None:
+    settings = read_settings({})
+    assert settings.bootstrap_servers == "localhost:9092"
+    assert settings.topic == "orders"
+    assert settings.dead_letter_topic == "orders.dlq"
+    assert settings.topic_partitions == 1
+    assert settings.group_id == "trades-consumer-group-v2"
+    assert settings.auto_offset_reset == "latest"
+    assert settings.database_url == DEFAULT_DATABASE_URL
+    assert settings.kafka == {"bootstrap.servers": "localhost:9092"}
+
+
+def test_own_variables_are_read_and_not_passed_to_librdkafka() -> None:
+    settings = read_settings(
+        {
+            "KAFKA_BOOTSTRAP_SERVERS": "one:1,two:2",
+            "KAFKA_TOPIC": "fills",
+            "KAFKA_TOPIC_PARTITIONS": "6",
+            "KAFKA_GROUP_ID": "mine",
+            "KAFKA_AUTO_OFFSET_RESET": "earliest",
+            "DATABASE_URL": "postgresql://u@h/d?sslmode=require",
+        }
+    )
+    assert settings.topic == "fills"
+    assert settings.dead_letter_topic == "fills.dlq"
+    assert settings.topic_partitions == 6
+    assert settings.group_id == "mine"
+    assert settings.auto_offset_reset == "earliest"
+    assert settings.database_url == "postgresql://u@h/d?sslmode=require"
+    assert settings.kafka == {"bootstrap.servers": "one:1,two:2"}
+
+
+def test_every_other_kafka_variable_is_librdkafkas() -> None:
+    settings = read_settings({"KAFKA_SSL_CA_LOCATION": "/ca.pem", "KAFKA_LINGER_MS": "5", "HOME": "/"})
+    assert settings.kafka["ssl.ca.location"] == "/ca.pem"
+    assert settings.kafka["linger.ms"] == "5"
+    assert len(settings.kafka) == 3
+
+
+def test_an_empty_variable_is_one_that_is_not_set() -> None:
+    names = ("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_SASL_USERNAME", "DATABASE_URL")
+    assert read_settings(dict.fromkeys(names, "")) == read_settings({})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KAFKA_TOPIC_PARTITIONS", "0"),
+        ("KAFKA_TOPIC_PARTITIONS", "-1"),
+        ("KAFKA_TOPIC_PARTITIONS", "many"),
+        ("KAFKA_AUTO_OFFSET_RESET", "newest"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable}={value}: "):
+        read_settings({variable: value})

@@ -1,0 +1,80 @@
+"""Waiting for the broker and creating topics, against a real broker."""
+
+import threading
+
+import pytest
+
+from pipeline.settings import Settings, read_settings
+from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
+from tests.services import ApacheKafka, Kafka, eventually, free_port
+
+
+def settings_for(bootstrap_servers: str, **variables: str) -> Settings:
+    return read_settings({"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers} | variables)
+
+
+def test_a_broker_that_is_there_is_not_waited_for(broker: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+    wait_for_broker(settings_for(broker.bootstrap_servers), patience=10)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broker_that_is_not_there_yet_is_waited_for_with_one_line(
+    own_broker: Kafka, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_broker.stop()
+    waiting = threading.Thread(
+        target=wait_for_broker, args=(settings_for(own_broker.bootstrap_servers), None), daemon=True
+    )
+    waiting.start()
+    printed = eventually(lambda: capsys.readouterr().err)
+    assert waiting.is_alive()
+    own_broker.start()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert printed + capsys.readouterr().err == f"⏳ Waiting for Kafka at {own_broker.bootstrap_servers} ...\n"
+
+
+def test_patience_ends_with_what_to_do() -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    with pytest.raises(BrokerError, match=r"local_stack\.py.*KAFKA_BOOTSTRAP_SERVERS") as raised:
+        wait_for_broker(settings_for(nobody), patience=0.5)
+    assert nobody in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("variables", [{"KAFKA_NO_SUCH_PROPERTY": "1"}, {"KAFKA_SECURITY_PROTOCOL": "telepathy"}])
+def test_a_property_that_librdkafka_does_not_know_is_the_users_to_correct(variables: dict[str, str]) -> None:
+    with pytest.raises(BrokerError, match="KAFKA_"):
+        wait_for_broker(settings_for("127.0.0.1:9", **variables), patience=10)
+
+
+def test_a_missing_topic_is_created_once(broker: Kafka, topic: str) -> None:
+    ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="3"), topic)
+    eventually(lambda: broker.partitions(topic) == 3)
+    ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="5"), topic)
+    assert broker.partitions(topic) == 3
+
+
+def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: Kafka, topic: str) -> None:
+    failures: list[BrokerError] = []
+
+    def create() -> None:
+        try:
+            ensure_topic(settings_for(broker.bootstrap_servers), topic)
+        except BrokerError as error:
+            failures.append(error)
+
+    creators = [threading.Thread(target=create) for _ in range(4)]
+    for creator in creators:
+        creator.start()
+    for creator in creators:
+        creator.join(30)
+    assert not failures
+    assert topic in broker.topics()
+
+
+def test_a_name_that_kafka_refuses_is_told(broker: Kafka) -> None:
+    if not isinstance(broker, ApacheKafka):
+        pytest.skip("the embedded broker takes any name")
+    with pytest.raises(BrokerError, match="not a topic"):
+        ensure_topic(settings_for(broker.bootstrap_servers), "not a topic")
