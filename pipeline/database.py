@@ -33,7 +33,7 @@ class Stored:
 
     inserted: int = 0
     repeated: int = 0
-    refused: dict[int, str] = field(default_factory=dict)  # index in the batch -> PostgreSQL's reason
+    refused: dict[int, Exception] = field(default_factory=dict)  # index in the batch -> PostgreSQL's reason
 
 
 class TradesTable:
@@ -118,7 +118,7 @@ def _merge_halves(cursor: Cursor, lines: Sequence[str], first: int, stored: Stor
     except _ROW_REFUSED as error:
         cursor.execute("ROLLBACK TO SAVEPOINT half")
         if len(lines) == 1:
-            stored.refused[first] = first_line(error)
+            stored.refused[first] = error
             return
         middle = len(lines) // 2
         _merge_halves(cursor, lines[:middle], first, stored)

@@ -1,0 +1,374 @@
+"""Store every trade of a Kafka topic in PostgreSQL, exactly once in effect.
+
+    python consumer.py                     # what is traded from now on
+    python consumer.py --from-beginning    # what the topic still holds, too
+
+Two threads, so that decoding one batch overlaps with storing the one before: the main thread alone talks to
+Kafka, a writer thread alone to PostgreSQL. A batch is closed when the writer is free, so it is one trade when
+trades are rare and grows by itself when they are not; no trade is ever held back to fill one.
+
+What is guaranteed, on the lines marked [n]:
+  [1] rows are committed to PostgreSQL before their offsets are committed to Kafka. Whatever is killed in between,
+      Kafka delivers those trades again, and the primary key makes the repetition harmless.
+  [2] a new group's starting position is committed before its first message is read.
+  [3] a message that is no trade, or a row that PostgreSQL refuses, is acknowledged by the dead-letter topic before
+      its offset is committed, and delays no other.
+  [4] a fault of the environment stops consumption, not the consumer: the batch is kept, the place in the group too.
+"""
+
+# isort: off
+from pipeline.stop import stop_requested  # first: from here on Ctrl-C is an orderly end
+# isort: on
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from pipeline.database import Stored, TradesTable, first_line, prepare_table
+from pipeline.dead_letters import TOPIC_CONFIG, DeadLetters
+from pipeline.outage import Outage
+from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.starting_offsets import StartingOffsets
+from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
+from pipeline.trade import InvalidTrade, Trade, copy_line, decode
+
+BATCH_SIZE = 20_000  # trades; more costs memory and gains nothing
+CHUNK_SIZE = 2_000  # trades decoded between two looks at the writer
+WRITES_IN_FLIGHT = 2  # one being stored, one waiting, so that PostgreSQL never does
+READABLE_RATE = 20  # trades/s up to which each is printed
+SECONDS_BEFORE_PAUSE = 1.0  # that the writer may be busy before fetching pauses
+SECONDS_TO_HAND_OVER = 5.0  # that a rebalance waits for the batches in flight
+SECONDS_TO_STOP = 7.0  # that a stop waits for them
+
+KAFKA_DEFAULTS: dict[str, Any] = {
+    "enable.auto.commit": False,
+    # Where a group starts is decided in pipeline/starting_offsets.py. This is for a position that the topic no
+    # longer has (deleted by retention): go on with the oldest trade left, rather than skip what is there.
+    "auto.offset.reset": "earliest",
+    "session.timeout.ms": 6000,  # a killed consumer's partitions move on after this
+    "heartbeat.interval.ms": 2000,
+    # All partitions are given back in a rebalance and every open batch is dropped: with an incremental protocol, a
+    # dropped batch of a partition that we keep would be lost.
+    "partition.assignment.strategy": "range",
+    "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
+    "log_level": 0,  # what matters comes through error_cb
+}
+
+log = logging.getLogger("consumer")
+
+
+@dataclass
+class Batch:
+    """Trades on their way to PostgreSQL, and the offsets to commit once they are there."""
+
+    messages: list[Message] = field(default_factory=list)  # one a line, kept for the dead-letter topic
+    lines: list[str] = field(default_factory=list)  # for COPY
+    offsets: list[TopicPartition] = field(default_factory=list)
+    dead_letters: int = 0
+    unacknowledged: int = 0  # dead letters that Kafka has not confirmed
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def __len__(self) -> int:
+        return len(self.lines) + self.dead_letters
+
+    def acknowledge_dead_letter(self) -> None:
+        """Count one confirmation."""
+        self.unacknowledged -= 1
+
+
+class TradeConsumer:
+    """The way of a trade from the topic into the table."""
+
+    def __init__(self, settings: Settings, from_beginning: bool) -> None:
+        self.topic = settings.topic
+        self.kafka_outage = Outage(f"Kafka at {settings.bootstrap_servers}")
+        self.database_outage = Outage("PostgreSQL")
+        self.consumer = Consumer(
+            KAFKA_DEFAULTS
+            | settings.kafka
+            | {"group.id": settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
+        )
+        self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
+        self.dead_letters = DeadLetters(settings)
+        self.table = TradesTable(settings.database_url)
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self.writes: deque[tuple[Batch, Future[Stored | None]]] = deque()
+        self.batch = Batch()
+        self.full_since: float | None = None
+        self.paused = False
+        self.progress = Progress()
+
+    def run(self) -> None:
+        """Consume until the user asks to stop."""
+        self.consumer.subscribe([self.topic], on_assign=self.on_assign, on_revoke=self.on_revoke, on_lost=self.on_lost)
+        print("🟢 Consumer started. Waiting for trades...", flush=True)
+        while not stop_requested():
+            self.collect()
+            self.start_write()
+            self.finish_writes()
+            self.progress.show_rate(self.consumer)
+
+    # -- collecting: the batch grows while the writer is busy
+
+    def collect(self) -> None:
+        """Add what Kafka has to the batch; wait for whichever comes first, messages or the writer."""
+        if len(self.batch) >= BATCH_SIZE:
+            self.hold()
+        elif not self.writes:
+            first = self.consumer.poll(0.2)
+            if first is not None:
+                self.add([first, *self.consumer.consume(CHUNK_SIZE, timeout=0)])
+        elif messages := self.consumer.consume(CHUNK_SIZE, timeout=0):
+            self.add(messages)
+        else:
+            self.wait_for_writer()
+
+    def add(self, messages: list[Message]) -> None:
+        """Decode messages into the batch; what is no trade becomes a dead letter."""
+        batch = self.batch
+        for message in messages:
+            if message.error() is not None:
+                self.on_error(message.error())
+                continue
+            try:
+                line = copy_line(decode(message.value()))
+            except InvalidTrade as reason:
+                self.publish_dead_letter(batch, message, reason)
+            else:
+                batch.lines.append(line)
+                batch.messages.append(message)
+
+    def publish_dead_letter(self, batch: Batch, message: Message, reason: Exception) -> None:
+        """Keep the message in the dead-letter topic; the batch's offsets wait for it [3]."""
+        batch.dead_letters += 1
+        batch.unacknowledged += 1
+        self.dead_letters.publish(message, reason, batch.acknowledge_dead_letter)
+        self.progress.dead_letter(message, reason)
+
+    def hold(self) -> None:
+        """Wait for the writer with a full batch; when it takes long, pause and keep the place in the group [4]."""
+        self.full_since = self.full_since or time.monotonic()
+        if not self.paused and time.monotonic() - self.full_since > SECONDS_BEFORE_PAUSE:
+            self.paused = True
+            self.consumer.pause(self.consumer.assignment())
+        if self.paused and (message := self.consumer.poll(0)) is not None:
+            self.add([message])  # was on its way when the partition was paused
+        self.wait_for_writer()
+
+    def wait_for_writer(self) -> None:
+        """Wait until the oldest write is done, but never so long that Kafka would miss us."""
+        _, write = self.writes[0]
+        if write.done():  # then it is dead letters that are waited for
+            self.dead_letters.flush(0.05)
+        else:
+            wait([write], timeout=0.05)
+
+    # -- storing: rows first, offsets after
+
+    def start_write(self) -> None:
+        """Hand the batch to the writer: at once when it is free, and one ahead when the batch is full."""
+        free = not self.writes or (len(self.batch) >= BATCH_SIZE and len(self.writes) < WRITES_IN_FLIGHT)
+        if not free or not len(self.batch):
+            return
+        batch, self.batch = self.batch, Batch()
+        batch.offsets = self.starting_offsets.mark(self.consumer.position(self.consumer.assignment()))
+        self.writes.append((batch, self.writer.submit(self.write, batch)))
+        self.full_since = None
+        if self.paused:
+            self.paused = False
+            self.consumer.resume(self.consumer.assignment())
+
+    def write(self, batch: Batch) -> Stored | None:
+        """Store the batch, for as long as it takes; None if it was abandoned meanwhile. In the writer thread."""
+        delay = 0.1
+        while not batch.abandoned.is_set():
+            try:
+                stored = self.table.store(batch.lines)  # [1] first the rows
+            except psycopg2.Error as error:  # [4] no row is to blame, so all of them wait
+                self.database_outage.report(first_line(error))
+                self.table.disconnect()
+                batch.abandoned.wait(delay)
+                delay = min(2 * delay, 5.0)
+            else:
+                self.database_outage.end()
+                return stored
+        return None
+
+    def finish_writes(self) -> None:
+        """Commit the offsets of the batches that are stored, in their order."""
+        self.dead_letters.poll()
+        while self.writes and self.writes[0][1].done():
+            batch, write = self.writes[0]
+            stored = write.result()
+            if stored is not None:
+                for index in sorted(stored.refused):
+                    self.publish_dead_letter(batch, batch.messages[index], stored.refused.pop(index))
+                if batch.unacknowledged:
+                    return  # [3] the dead letters first
+                self.consumer.commit(offsets=batch.offsets, asynchronous=True)  # [1] then the offsets
+                self.progress.stored(batch.messages, stored)
+            self.writes.popleft()
+
+    # -- the group: partitions come and go
+
+    def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Start reading where the group left off; a new group's start is committed first [2]."""
+        self.paused = False
+        consumer.assign(self.starting_offsets.of(partitions))
+
+    def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Finish what is in flight before the partitions go; what cannot be finished is delivered again."""
+        self.settle(SECONDS_TO_HAND_OVER)
+
+    def on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Drop everything: others have the partitions already, and their offsets are no longer ours to commit."""
+        self.abandon()
+
+    def settle(self, seconds: float) -> None:
+        """Finish the writes in flight, for at most that long, and abandon the rest."""
+        deadline = time.monotonic() + seconds
+        while self.writes and time.monotonic() < deadline:
+            self.wait_for_writer()
+            self.finish_writes()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forget what is not stored yet. Its offsets are not committed, so Kafka delivers it again."""
+        for batch, _ in self.writes:
+            batch.abandoned.set()
+        self.writes.clear()
+        self.batch = Batch()
+        self.full_since = None
+
+    # -- trouble
+
+    def on_error(self, error: KafkaError) -> None:
+        """Say what Kafka reports, once; librdkafka goes on trying by itself. Raises what nothing can mend."""
+        if error.fatal():
+            raise KafkaException(error)
+        self.kafka_outage.report(error.str())
+
+    def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        """Take the answer to a commit. A failed one is made good by the next, or by a redelivery."""
+        if error is None:
+            self.kafka_outage.end()
+        elif error.code() not in (KafkaError._NO_OFFSET, KafkaError._STATE):
+            log.info("offsets not committed (%s): these trades may be delivered again", error.str())
+
+    def close(self) -> None:
+        """Store what was received, leave the group at once, and say what was done."""
+        self.start_write()
+        self.settle(SECONDS_TO_STOP)
+        self.consumer.close()
+        print(f"Consumer stopped: {self.progress.summary()}.", flush=True)
+
+
+class Progress:
+    """What a person sees: each trade while there are few, one line a second when there are many."""
+
+    def __init__(self) -> None:
+        self.total = Stored()
+        self.dead_letters = 0
+        self.second_began = time.monotonic()
+        self.stored_this_second = 0
+        self.shown_this_second = 0
+
+    def stored(self, messages: list[Message], stored: Stored) -> None:
+        """Count a batch that is safe."""
+        self.total.inserted += stored.inserted
+        self.total.repeated += stored.repeated
+        self.stored_this_second += stored.inserted
+        for message in messages[: max(0, READABLE_RATE - self.shown_this_second)]:
+            print(f"📥 {describe(decode(message.value()))}", flush=True)
+        self.shown_this_second += len(messages)
+
+    def dead_letter(self, message: Message, reason: Exception) -> None:
+        """Count a message that goes to the dead-letter topic, and say why."""
+        self.dead_letters += 1
+        if self.shown_this_second < READABLE_RATE:
+            place = f"partition {message.partition()}, offset {message.offset()}"
+            log.warning("⚠️  Dead letter (%s): %s", place, first_line(reason))
+        self.shown_this_second += 1
+
+    def show_rate(self, consumer: Consumer) -> None:
+        """Print a line for the second that has passed, if its trades were too many to be printed one by one."""
+        now = time.monotonic()
+        if now - self.second_began < 1:
+            return
+        if self.shown_this_second > READABLE_RATE:
+            rate = self.stored_this_second / (now - self.second_began)
+            print(f"📥 {rate:,.0f} trades/s, {lag(consumer):,} behind; {self.summary()}", flush=True)
+        self.second_began, self.stored_this_second, self.shown_this_second = now, 0, 0
+
+    def summary(self) -> str:
+        """Count what was done since the start."""
+        return (
+            f"{self.total.inserted:,} trades stored, {self.total.repeated:,} repeated, "
+            f"{self.dead_letters:,} dead letters"
+        )
+
+
+def describe(trade: Trade) -> str:
+    """Return one trade as a person reads it."""
+    return f"{trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
+
+
+def lag(consumer: Consumer) -> int:
+    """Count the messages that wait in the assigned partitions, as of the last fetch."""
+    behind = 0
+    for position in consumer.position(consumer.assignment()):
+        _, newest = consumer.get_watermark_offsets(position, cached=True)
+        behind += max(0, newest - position.offset) if position.offset >= 0 else 0
+    return behind
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    summary, _, text = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--from-beginning",
+        action="store_true",
+        help="read the topic from its oldest trade; stored ones are not doubled",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the consumer; return its exit code."""
+    options = arguments()
+    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "WARNING").upper(), format="%(message)s")
+    try:
+        settings = read_settings()
+        wait_for_broker(settings, patience=None)
+        prepare_table(settings.database_url)
+        if stop_requested():
+            print("Consumer stopped before it started.")
+            return 0
+        ensure_topic(settings, settings.topic)
+        ensure_topic(settings, settings.dead_letter_topic, **TOPIC_CONFIG)
+        consumer = TradeConsumer(settings, options.from_beginning)
+    except (SettingsError, BrokerError, psycopg2.Error) as error:
+        print(f"consumer.py: {first_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    try:
+        consumer.run()
+    finally:
+        consumer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
