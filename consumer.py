@@ -21,6 +21,7 @@ from pipeline.stop import stop_requested  # first: from here on Ctrl-C is an ord
 # isort: on
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -40,7 +41,7 @@ from pipeline.outage import Outage
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.starting_offsets import StartingOffsets
 from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
-from pipeline.trade import InvalidTrade, Trade, copy_line, decode
+from pipeline.trade import InvalidTrade, Trade, copy_lines, decode
 
 BATCH_SIZE = 20_000  # trades; more costs memory and gains nothing
 CHUNK_SIZE = 2_000  # trades decoded between two looks at the writer
@@ -60,6 +61,7 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     # All partitions are given back in a rebalance and every open batch is dropped: with an incremental protocol, a
     # dropped batch of a partition that we keep would be lost.
     "partition.assignment.strategy": "range",
+    "fetch.queue.backoff.ms": 10,
     "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
     "log_level": 0,  # what matters comes through error_cb
 }
@@ -135,18 +137,30 @@ class TradeConsumer:
 
     def add(self, messages: list[Message]) -> None:
         """Decode messages into the batch; what is no trade becomes a dead letter."""
-        batch = self.batch
-        for message in messages:
-            if message.error() is not None:
-                self.on_error(message.error())
-                continue
-            try:
-                line = copy_line(decode(message.value()))
-            except InvalidTrade as reason:
-                self.publish_dead_letter(batch, message, reason)
-            else:
-                batch.lines.append(line)
-                batch.messages.append(message)
+        messages = [message for message in messages if self.is_data(message)]
+        try:
+            lines = copy_lines([message.value() for message in messages]) if messages else []
+        except InvalidTrade:
+            for message in messages:
+                self.add_one(message)
+        else:
+            self.batch.lines += lines
+            self.batch.messages += messages
+
+    def add_one(self, message: Message) -> None:
+        """Decode a message that may be no trade."""
+        try:
+            self.batch.lines += copy_lines([message.value()])
+            self.batch.messages.append(message)
+        except InvalidTrade as reason:
+            self.publish_dead_letter(self.batch, message, reason)
+
+    def is_data(self, message: Message) -> bool:
+        """Tell a message from an error that librdkafka delivers in its place."""
+        error = message.error()
+        if error is not None:
+            self.on_error(error)
+        return error is None
 
     def publish_dead_letter(self, batch: Batch, message: Message, reason: Exception) -> None:
         """Keep the message in the dead-letter topic; the batch's offsets wait for it [3]."""
@@ -363,6 +377,8 @@ def main() -> int:
     except (SettingsError, BrokerError, psycopg2.Error) as error:
         print(f"consumer.py: {first_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
+    # The collector would look through all messages in flight again and again for cycles that are not there.
+    gc.set_threshold(500_000)
     try:
         consumer.run()
     finally:

@@ -3,11 +3,13 @@
 The same trade in storage is `sql/001_trades.sql`; a test holds the two together.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec.structs import astuple
 
 MAX_PRICE = 99_999_999.99  # NUMERIC(10,2)
 MAX_VOLUME = 2_147_483_647  # INTEGER
@@ -45,24 +47,36 @@ def decode(value: bytes | None) -> Trade:
         raise InvalidTrade(str(error)) from None
 
 
-def copy_line(trade: Trade) -> str:
-    """Return the line of `COPY trades FROM STDIN` (text format) that stores this trade.
+def copy_lines(values: Sequence[bytes | None]) -> list[str]:
+    """Return the line of `COPY trades FROM STDIN` (text format) for each message's value.
 
-    What JSON types cannot express is checked here, so that PostgreSQL never meets a value that it would
-    refuse, round or shift, and no batch fails for one of its rows. Raises `InvalidTrade`.
+    What JSON types cannot express is checked here too, so that PostgreSQL never meets a value that it would refuse,
+    round or shift. Works on whole columns, which costs half of what a loop over the trades does. Raises
+    `InvalidTrade` if any of the values is no trade; give them one by one to learn which.
     """
-    return (
-        f"{_uuid(trade.trade_id)}\t{_symbol(trade.ticker)}\t{_cents(trade.price)}\t"
-        f"{trade.volume}\t{trade.side}\t{_utc(trade.timestamp)}\n"
+    ids, tickers, prices, volumes, sides, timestamps = zip(*map(astuple, map(decode, values)), strict=True)
+    columns = (
+        ids if _are_plain_uuids(ids) else map(_uuid, ids),
+        map(_symbol, tickers),
+        map(_cents, prices),
+        map(str, volumes),
+        sides,
+        timestamps if _are_plain_utc(timestamps) else map(_utc, timestamps),
     )
+    return ["\t".join(fields) + "\n" for fields in zip(*columns, strict=True)]
+
+
+def _are_plain_uuids(texts: Sequence[str]) -> bool:
+    """Tell whether all are lower-case UUIDs; each is 36 characters long, so as one string they line up."""
+    together, count = "".join(texts), len(texts)
+    dashes = together[8::36] + together[13::36] + together[18::36] + together[23::36]
+    return dashes == together.encode().translate(None, b"0123456789abcdef").decode() == "-" * 4 * count
 
 
 def _uuid(text: str) -> str:
-    """Check 8-4-4-4-12 hexadecimal digits; bytes.translate does it at half the cost of a regular expression."""
-    dashes_only = text.lower().encode().translate(None, b"0123456789abcdef")
-    if dashes_only == b"----" and text[8] == text[13] == text[18] == text[23] == "-":
-        return text.lower()  # the canonical form: one key, however the sender spells it
-    raise InvalidTrade(f"trade_id is not a UUID: {text!r}")
+    if not _are_plain_uuids([text.lower()]):
+        raise InvalidTrade(f"trade_id is not a UUID: {text!r}")
+    return text.lower()  # one key, however the sender spells it
 
 
 @lru_cache(maxsize=4096)  # a market has few symbols, so escaping them is done once
@@ -79,15 +93,39 @@ def _cents(price: float) -> str:
     return f"{price:.2f}"
 
 
-def _utc(text: str) -> str:
-    """Return a timestamp that PostgreSQL reads as the same moment in UTC, to the microsecond."""
+PLAIN_UTC = "2026-01-31T08:30:00.000000Z"  # how the producer writes it
+
+
+def _are_plain_utc(texts: Sequence[str]) -> bool:
+    """Tell whether all are timestamps that look like `PLAIN_UTC`, which PostgreSQL reads by itself."""
+    width, count = len(PLAIN_UTC), len(texts)
+    if set(map(len, texts)) != {width}:
+        return False
+    together = "".join(texts)
+    signs = [(place, sign) for place, sign in enumerate(PLAIN_UTC) if not sign.isdigit()]
+    digits = together.encode().translate(None, b"-:.TZ")
+    return (
+        all(together[place::width] == sign * count for place, sign in signs)
+        and len(digits) == (width - len(signs)) * count
+        and digits.isdigit()
+        and all(map(_is_second, {text[:19] for text in texts}))
+    )
+
+
+def _is_second(text: str) -> bool:
+    """Tell whether the calendar and the clock know this second."""
     try:
-        moment = datetime.fromisoformat(text)
-        # PostgreSQL reads the usual form by itself. Any other valid one is spelled out for it.
-        if len(text) == 27 and text[26] == "Z" and text[19] == "." and text[10] == "T" and text[5] != "W":
-            return text
+        return bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def _utc(text: str) -> str:
+    """Return any ISO-8601 timestamp as PostgreSQL reads it: in UTC, to the microsecond."""
+    try:
         if len(text) <= len("2026-01-31"):
             raise ValueError("a date without a time")
+        moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
             moment = moment.astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError) as error:
