@@ -1,0 +1,168 @@
+"""What benchmarks/sink.py can drain a topic with: each a command line, and what has to be there for it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from local_stack import POSTGRES_BINARIES
+from tests.services import PASSWORD, ROOT, USER, Database, maven_jars
+
+DEBEZIUM_VERSION = "3.5.0.Final"  # as in the pom
+PEERS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One drain: from where, into what, and a folder for whatever a system writes meanwhile."""
+
+    bootstrap_servers: str
+    topic: str
+    group: str
+    database: Database
+    rows_file: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to fill the table."""
+
+    title: str
+    command: Callable[[Task], list[str]]
+    rows: int | None = None  # of a slow one, that many have to do
+    needs: tuple[str, ...] = ()  # programs that have to be installed
+    preparation: str | None = None  # SQL for its fresh table
+
+
+def psql_copy(task: Task) -> list[str]:
+    """Return psql's command for the same rows from a text file."""
+    return [str(POSTGRES_BINARIES / "psql"), "-qc", f"\\copy trades FROM '{task.rows_file}'", task.database.url]
+
+
+def consumer(task: Task) -> list[str]:
+    """Return our command."""
+    return [sys.executable, str(ROOT / "consumer.py"), "--from-beginning"]
+
+
+def insert_each(task: Task) -> list[str]:
+    """Return the command of the consumer that commits every message by itself."""
+    return [sys.executable, str(PEERS / "insert_each.py")]
+
+
+def pathway(task: Task) -> list[str]:
+    """Return Pathway's command."""
+    return [str(_peers_python()), str(PEERS / "pathway_sink.py")]
+
+
+def quix(task: Task) -> list[str]:
+    """Return Quix Streams' command."""
+    return [str(_peers_python()), str(PEERS / "quix_sink.py")]
+
+
+def debezium(task: Task) -> list[str]:
+    """Return Kafka Connect's command with the Debezium JDBC sink: upserts, as batches of single-row statements."""
+    return _connect(task, {"connection.url": f"{_jdbc_url(task)}?reWriteBatchedInserts=true"})
+
+
+def debezium_unnest(task: Task) -> list[str]:
+    """Return the same with its newer option: upserts, as one statement over arrays a batch."""
+    return _connect(task, {"connection.url": _jdbc_url(task), "dialect.postgres.unnest.insert.enabled": "true"})
+
+
+SYSTEMS = {
+    "copy": System("psql \\copy (the limit)", psql_copy),
+    "consumer": System("consumer.py", consumer),
+    "pathway": System(
+        "Pathway 0.33.0, snapshot mode",
+        pathway,
+        preparation="ALTER TABLE trades ALTER price TYPE double precision",  # it writes no NUMERIC
+    ),
+    "debezium-unnest": System("Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, needs=("java", "mvn")),
+    "debezium": System("Debezium JDBC 3.5.0, upsert", debezium, needs=("java", "mvn")),
+    "quix": System("Quix Streams 3.28.1 PostgreSQLSink", quix),
+    "insert": System("one INSERT and commit per message", insert_each, rows=20_000),
+}
+
+
+def _peers_python() -> Path:
+    """Return the Python that has the peers' packages; install them the first time."""
+    folder = ROOT / ".local" / "peers"
+    python, installed = folder / "bin" / "python", folder / "installed.txt"
+    wanted = (ROOT / "benchmarks" / "requirements.txt").read_text()
+    if not installed.exists() or installed.read_text() != wanted:
+        print("Installing benchmarks/requirements.txt into .local/peers/ ...", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        requirements = str(ROOT / "benchmarks" / "requirements.txt")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        installed.write_text(wanted)
+    return python
+
+
+def _jdbc_url(task: Task) -> str:
+    url = urlsplit(task.database.url)
+    return f"jdbc:postgresql://{url.hostname}:{url.port}{url.path}"
+
+
+def _connect(task: Task, options: dict[str, str]) -> list[str]:
+    worker, connector = task.folder / "worker.properties", task.folder / "connector.properties"
+    _write_properties(
+        worker,
+        {
+            "bootstrap.servers": task.bootstrap_servers,
+            "listeners": "http://127.0.0.1:0",
+            "offset.storage.file.filename": str(task.folder / "offsets"),
+            "plugin.discovery": "service_load",
+            "key.converter": "org.apache.kafka.connect.storage.StringConverter",
+            "value.converter": "org.apache.kafka.connect.json.JsonConverter",
+            "value.converter.schemas.enable": "true",
+            "value.converter.schema.content": dumps(_CONNECT_SCHEMA),
+        },
+    )
+    _write_properties(
+        connector,
+        {
+            "name": task.group,  # its group is connect-<name>
+            "connector.class": "io.debezium.connector.jdbc.JdbcSinkConnector",
+            "tasks.max": "1",
+            "topics": task.topic,
+            "consumer.override.auto.offset.reset": "earliest",
+            "consumer.override.max.poll.records": "10000",
+            "connection.username": USER,
+            "connection.password": PASSWORD,
+            "insert.mode": "upsert",
+            "primary.key.mode": "record_value",
+            "primary.key.fields": "trade_id",
+            "collection.name.format": "trades",
+            "schema.evolution": "none",
+            "batch.size": "10000",  # of 500 (its default), 1000, 5000 and 10000 (its maximum) the fastest
+            **options,
+        },
+    )
+    jars = maven_jars(PEERS / "connect" / "pom.xml", "connect", DEBEZIUM_VERSION)
+    return [
+        *("java", "-Xms256m", "-Xmx2g"),  # as connect-standalone.sh
+        *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{jars}/*"),
+        *("org.apache.kafka.connect.cli.ConnectStandalone", str(worker), str(connector)),
+    ]
+
+
+_CONNECT_SCHEMA = {
+    "type": "struct",
+    "name": "trade",
+    "fields": [
+        {"field": "trade_id", "type": "string"},
+        {"field": "ticker", "type": "string"},
+        {"field": "price", "type": "double"},
+        {"field": "volume", "type": "int32"},
+        {"field": "side", "type": "string"},
+        {"field": "timestamp", "type": "string", "name": "io.debezium.time.ZonedTimestamp"},
+    ],
+}
+
+
+def _write_properties(path: Path, properties: dict[str, str]) -> None:
+    path.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
