@@ -1,116 +1,121 @@
-"""The page: the latest 200 trades, every two seconds.
+"""The page: the latest 200 trades, every two seconds, and the session so far.
 
     streamlit run dashboard.py
 
-It reads the database that DATABASE_URL names and never writes to it. All viewers share one query per interval. What
-is on the screen is told from top to bottom; the figures come from pipeline/snapshot.py.
+It reads the database that DATABASE_URL names and never writes to it. However many browsers look at it, the database
+is asked once per interval. This file tells what is on the screen from top to bottom; the figures come from
+pipeline/snapshot.py and pipeline/session.py, the pictures from pipeline/charts.py.
 """
 
+import re
+import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
 
+import pandas as pd
 import streamlit as st
 from streamlit.components import v2
 
-from pipeline.charts import WEB, live_chart, price_figure, volume_figure
-from pipeline.feed import Feed, read_only_engine
+from pipeline.charts import BUY, SELL, WEB, candle_chart, live_chart, price_chart, volume_chart
+from pipeline.feed import Feed, read_only_engine, read_snapshot
+from pipeline.session import Session, candles_of, read_session
 from pipeline.settings import SettingsError, read_settings
 from pipeline.snapshot import (
     DOWN,
-    PAUSED,
-    WINDOW,
+    EMPTY,
     Figures,
     Snapshot,
     View,
+    as_trades,
     figures,
     span_seconds,
     state,
     trades_per_second,
 )
 
-INTERVALS = [1, 2, 5, 10, 30]  # seconds
+INTERVALS = (1, 2, 5, 10, 30)  # seconds
 DEFAULT_INTERVAL = 2
-SAME_TICK = 0.95  # of an interval: younger than this, a snapshot serves the next viewer too
+SAME_TICK = 0.9  # of an interval: an answer younger than that serves the next viewer too
+ROW = 26  # pixels
+NO_TRADES = "No trades yet. Start producer.py and consumer.py: the first trade appears here by itself."
 
 
 def main() -> None:
-    """Draw the page; only `tick` is drawn again at every interval."""
+    """Draw the page. From then on only `tick` is drawn, once per interval."""
     st.set_page_config("Live trades", page_icon=str(WEB / "icon.svg"), layout="wide")
     st.html(WEB / "page.css")
-    title, side, scale, interval, pause = st.columns([5, 2, 2, 1.3, 1.2], vertical_alignment="center")
-    title.title("Live trades", anchor=False)
-    with side:
-        st.segmented_control(
-            "Side",
-            ["all", "buy", "sell"],
-            default="all",
-            required=True,
-            key="side",
-            bind="query-params",
-            label_visibility="collapsed",
-        )
-    with scale:
-        st.segmented_control(
-            "Scale",
-            ["price", "indexed"],
-            default="price",
-            required=True,
-            key="scale",
-            bind="query-params",
-            label_visibility="collapsed",
-        )
-    with interval:
-        seconds = st.selectbox(
-            "Refresh",
-            INTERVALS,
-            index=INTERVALS.index(DEFAULT_INTERVAL),
-            format_func="{} s".format,
-            key="every",
-            bind="query-params",
-            label_visibility="collapsed",
-        )
-    with pause:
-        paused = st.toggle("Pause", key="paused", bind="query-params")
-    st.fragment(tick, run_every=None if paused else seconds)(seconds, paused)
+    try:
+        feeds()
+    except SettingsError as error:
+        st.error(str(error))
+        return
+    interval, paused = draw_header()
+    # Redrawn without a timer, a paused page stands still but still answers its viewer.
+    st.fragment(tick, run_every=None if paused else interval)(interval, paused)
 
 
 @st.cache_resource(show_spinner=False)
-def feed() -> Feed:
-    return Feed(read_only_engine(read_settings().database_url))
+def feeds() -> tuple[Feed[Snapshot], Feed[Session]]:
+    """Return what all viewers share: the newest trades and the session so far."""
+    engine = read_only_engine(read_settings().database_url)
+    return Feed(partial(read_snapshot, engine), Snapshot(as_trades())), Feed(partial(read_session, engine), Session())
 
 
-def tick(interval: float, paused: bool) -> None:
-    """Show one snapshot in every panel."""
-    snapshot = current_snapshot(interval, paused)
-    seen = figures(
-        snapshot,
-        View(
-            tuple(st.session_state.get("tickers", ())),
-            None if st.session_state.side == "all" else st.session_state.side,
-        ),
+def draw_header() -> tuple[int, bool]:
+    """Draw the title and the controls, which also live in the address bar; return the interval and the pause."""
+    title, side, scale, every, pause = st.columns([7, 1.5, 1.7, 1, 1], vertical_alignment="center")
+    title.title("Live trades", anchor=False)
+    control = partial(st.segmented_control, required=True, bind="query-params", label_visibility="collapsed")
+    with side:
+        control("Side", ["all", "buy", "sell"], default="all", key="side")
+    with scale:
+        control("Price scale", ["price", "indexed"], default="price", key="scale")
+    interval = every.selectbox(
+        "Refresh every",
+        INTERVALS,
+        index=INTERVALS.index(DEFAULT_INTERVAL),
+        format_func="{} s".format,
+        key="every",
+        bind="query-params",
+        label_visibility="collapsed",
     )
-    draw_status(snapshot, interval, paused)
-    draw_kpis(seen)
-    left, right = st.columns([1, 1.02])
+    return interval, pause.toggle("Pause", key="paused", bind="query-params")
+
+
+def tick(interval: int, paused: bool) -> None:
+    """Draw every panel from one snapshot."""
+    snapshot, session = current(interval, paused)
+    status, choice = st.columns([2.6, 1], vertical_alignment="center")
+    with choice:
+        tickers = draw_ticker_choice(snapshot)
+    with status:
+        word = draw_status(snapshot, interval, paused)
+    if snapshot.trades.empty and word in (EMPTY, DOWN):
+        (st.error if word == DOWN else st.info)(snapshot.problem or NO_TRADES)
+    side = st.session_state.side
+    seen = figures(snapshot, View(tuple(tickers), None if side == "all" else side))
+    draw_key_figures(seen)
+    left, right = st.columns([1, 1.04])
     with left:
         st.header("Price trend (last 200 trades)", anchor=False)
-        live_chart("price", price_figure(seen.trades, st.session_state.scale == "indexed"), "…", 330)
+        live_chart("price", price_chart(seen, st.session_state.scale == "indexed", 366), 366)
         st.header("Volume by ticker (last 200 trades)", anchor=False)
-        live_chart("volume", volume_figure(seen.trades), "…", 230)
+        live_chart("volume", volume_chart(seen, 240), 240)
     with right:
-        st.header("Watchlist", anchor=False)
-        draw_watchlist(seen)
-        st.header("Most recent trades", anchor=False)
-        draw_tape(seen)
+        st.header("Watchlist · change since the window’s first trade", anchor=False)
+        draw_watchlist(seen.watchlist)
+        draw_tape(seen.trades)
+    draw_session(session)
 
 
-def current_snapshot(interval: float, paused: bool) -> Snapshot:
-    if not paused:
-        st.session_state.pop("frozen", None)
-        return feed().latest(SAME_TICK * interval)
-    if "frozen" not in st.session_state:
-        st.session_state.frozen = feed().latest(SAME_TICK * interval)
-    return st.session_state.frozen
+def current(interval: int, paused: bool) -> tuple[Snapshot, Session]:
+    """Return what to draw; while the page is paused, always the same."""
+    if not paused or "held" not in st.session_state:
+        snapshots, sessions = feeds()
+        # The session is below the fold: what is not counted yet may come with the next tick.
+        st.session_state.held = snapshots.latest(SAME_TICK * interval), sessions.latest(SAME_TICK * interval, 0.05)
+    held: tuple[Snapshot, Session] = st.session_state.held
+    return held
 
 
 _status = v2.component(
@@ -121,106 +126,166 @@ _status = v2.component(
 )
 
 
-def draw_status(snapshot: Snapshot, interval: float, paused: bool) -> None:
+def draw_status(snapshot: Snapshot, interval: int, paused: bool) -> str:
+    """Draw the status line and return its word. The ages count on in the browser, unless the page is paused."""
     now = datetime.now(UTC).replace(tzinfo=None)
-    newest = None if snapshot.trades.empty else snapshot.trades["timestamp"].iloc[0]
+    trades = snapshot.trades
+    newest = None if trades.empty else trades["timestamp"].iloc[0]
     trade_age = None if newest is None else (now - newest).total_seconds()
-    query_age = feed().age(snapshot)
+    query_age = None if snapshot.read_at is None else time.monotonic() - snapshot.read_at
+    answered = None if query_age is None else now - timedelta(seconds=query_age)
     word = state(snapshot, trade_age, query_age, interval, paused)
-    rate = trades_per_second(snapshot.trades)
-    _status(
-        key="status",
-        data={
-            "word": word,
-            "moving": not paused,
-            "ages": [
-                {"name": "newest trade", "age": trade_age, "time": clock(newest)},
-                {
-                    "name": "last good query",
-                    "age": query_age,
-                    "time": clock(query_age is not None and now - timedelta(seconds=query_age)),
-                },
-            ],
-            "facts": [
-                f"{rate:,.1f} trades/s" if rate else "– trades/s",
-                f"window {span_seconds(snapshot.trades):,.1f} s",
-            ],
-        },
+    rate = trades_per_second(trades)
+    facts = f"{rate:,.1f} trades/s" if rate else "– trades/s"
+    if newest is not None:
+        facts += f"  ·  window {span_seconds(trades):,.1f} s to {newest:%H:%M:%S} UTC"
+    data = {
+        "word": word,
+        "moving": not paused,
+        "ages": [
+            {"name": "newest trade", "age": trade_age, "time": clock(newest)},
+            {"name": "last good query", "age": query_age, "time": clock(answered)},
+        ],
+        "facts": snapshot.problem or facts,
+    }
+    _status(key="status", data=data)
+    return word
+
+
+def draw_ticker_choice(snapshot: Snapshot) -> list[str]:
+    """Draw the choice of tickers; one that is in the address but not in the window keeps its place."""
+    known = set(snapshot.trades["ticker"]) | set(st.session_state.get("tickers", ()))
+    return st.multiselect(
+        "Tickers",
+        sorted(known),
+        key="tickers",
+        bind="query-params",
+        accept_new_options=True,
+        placeholder="All tickers",
+        label_visibility="collapsed",
     )
 
 
-def clock(moment: Any) -> str:
-    return f"{moment:%H:%M:%S} UTC" if moment else "never"
-
-
-def draw_kpis(seen: Figures) -> None:
-    cells = {
+def draw_key_figures(seen: Figures) -> None:
+    """Draw the row of key figures."""
+    values = {
         "Trades (last 200)": f"{seen.count:,}",
-        "Avg Price": money(seen.average_price),
+        "Avg Price": amount(seen.average_price),
         "Total Volume": f"{seen.total_volume:,}",
-        "Most Active Ticker": seen.most_active or "–",
-        "VWAP": money(seen.vwap),
-        "Buy share": f"{seen.buy_share:.1%}" if seen.buy_share is not None else "–",
+        "Most Active Ticker": literal(seen.most_active or "–"),
+        "VWAP": amount(seen.vwap),
+        "Buy share": "–" if seen.buy_share is None else f"{seen.buy_share:.1%}",
     }
-    for column, (label, value) in zip(st.columns(6), cells.items()):
+    for column, (label, value) in zip(st.columns(len(values)), values.items(), strict=True):
         column.metric(label, value)
 
 
-def money(amount: float | None) -> str:
-    return "–" if amount is None else f"{amount:,.2f}"
-
-
-def draw_watchlist(seen: Figures) -> None:
-    number, column = st.column_config.NumberColumn, st.column_config
-    table = seen.watchlist.reset_index()
-    rises = table["change"].map(
-        lambda change: "color: #2DD4BF" if change > 0 else "color: #FB923C" if change < 0 else ""
+def draw_watchlist(watchlist: pd.DataFrame) -> None:
+    """Draw a row per ticker."""
+    direction = watchlist["change"].map(lambda change: "▲" if change > 0 else "▼" if change < 0 else "＝")
+    colour = direction.map({"▲": f"color: {BUY}", "▼": f"color: {SELL}", "＝": ""}).tolist()
+    table = watchlist.assign(
+        last=direction + " " + watchlist["last"].map("{:,.2f}".format), buy_share=watchlist["buy_share"] * 100
     )
-    table["last"] = [
-        f"{'▲' if c > 0 else '▼' if c < 0 else '='} {p:,.2f}" for c, p in zip(table["change"], table["last"])
-    ]
-    styled = (
-        table.style.apply(lambda _: rises, subset=["last"])
-        .apply(lambda _: rises, subset=["change"])
-        .apply(lambda _: rises, subset=["change_percent"])
-    )
+    styled = table.reset_index().style.apply(lambda column: colour, subset=["last", "change", "change_percent"])
+    number, price = st.column_config.NumberColumn, partial(st.column_config.NumberColumn, format="%.2f", width=64)
     st.dataframe(
         styled,
-        height=30 + 7 * 26,
-        row_height=26,
         key="watchlist",
         hide_index=True,
+        row_height=ROW,
+        height=30 + 7 * ROW,
+        alt="Watchlist: a row per ticker",
         column_config={
-            "ticker": column.TextColumn("Ticker", width=60),
-            "last": column.TextColumn("Last", width=80),
-            "change": number("Chg", format="%+.2f", width=55),
-            "change_percent": number("Chg %", format="%+.2f %%", width=65),
-            "vwap": number("VWAP", format="%.2f", width=65),
-            "high": number("High", format="%.2f", width=65),
-            "low": number("Low", format="%.2f", width=65),
-            "volume": number("Volume", format="%,d", width=60),
-            "buy_share": column.ProgressColumn(
-                "Buy", format="percent", width=80, min_value=0, max_value=1, color="#2DD4BF"
+            "ticker": st.column_config.TextColumn("Ticker", width=64),
+            "last": st.column_config.TextColumn("Last", width=86),
+            "change": number("Chg", format="%+.2f", width=56),
+            "change_percent": number("Chg %", format="%+.2f", width=56),
+            "vwap": price("VWAP"),
+            "high": price("High"),
+            "low": price("Low"),
+            "volume": number("Volume", format="localized", width=64),
+            "buy_share": st.column_config.ProgressColumn(
+                "Buy %", format="%.0f", min_value=0, max_value=100, width=76, color=BUY
             ),
-            "prices": column.LineChartColumn("Window", color="auto", width=90),
+            "prices": st.column_config.LineChartColumn("Window", color="auto", width=90),
         },
     )
 
 
-def draw_tape(seen: Figures) -> None:
+def draw_tape(trades: pd.DataFrame) -> None:
+    """Draw the trades, newest first, and the button that takes them home."""
+    title, download = st.columns([3, 1], vertical_alignment="bottom")
+    title.header("Most recent trades", anchor=False)
+    download.download_button(
+        "CSV",
+        lambda: trades.to_csv(index=False),
+        "trades.csv",
+        "text/csv",
+        key="csv",
+        on_click="ignore",
+        help="The trades of this table",
+        width="stretch",
+    )
+    several_days = span_seconds(trades) > 86_400
     st.dataframe(
-        seen.trades,
-        height=330,
-        row_height=26,
-        hide_index=True,
+        trades,
         key="tape",
+        hide_index=True,
+        row_height=ROW,
+        height=366,
+        alt="Most recent trades, newest first",
         column_order=["timestamp", "ticker", "side", "price", "volume", "trade_id"],
         column_config={
-            "timestamp": st.column_config.DatetimeColumn("time (UTC)", format="HH:mm:ss.SSS"),
-            "price": st.column_config.NumberColumn(format="%.2f"),
+            "timestamp": st.column_config.DatetimeColumn(
+                "timestamp (UTC)", format="YYYY-MM-DD HH:mm:ss.SSS" if several_days else "HH:mm:ss.SSS"
+            ),
             "side": st.column_config.MultiselectColumn("side", options=["buy", "sell"], color=["#0F766E", "#9A3412"]),
+            "price": st.column_config.NumberColumn("price", format="%.2f"),
+            "volume": st.column_config.NumberColumn("volume", format="localized"),
         },
     )
+
+
+def draw_session(session: Session) -> None:
+    """Draw the candles of one ticker since the session began."""
+    title, choice = st.columns([6, 1], vertical_alignment="center")
+    if not session.tickers:
+        title.header("Session so far", anchor=False)
+        st.caption(session.problem or "Nothing has been counted yet.")
+        return
+    ticker = choice.selectbox(
+        "Ticker of the session", session.tickers, key="session", bind="query-params", label_visibility="collapsed"
+    )
+    step, candles = candles_of(session, ticker)
+    since = session.chunks[0].times[0]
+    reach = "since" if session.complete else "still reading back, so far to"
+    title.header(
+        f"Session so far · {literal(ticker)} in steps of {duration(step)} {reach} {since:%Y-%m-%d %H:%M:%S} UTC",
+        anchor=False,
+    )
+    live_chart("session_chart", candle_chart(ticker, tuple(candles), 360), 360)
+
+
+def amount(value: float | None) -> str:
+    """Return money as it is written, or a dash for none."""
+    return "–" if value is None else f"{value:,.2f}"
+
+
+def clock(moment: datetime | None) -> str:
+    """Return a time of day, or a word for none."""
+    return "never" if moment is None else f"{moment:%H:%M:%S} UTC"
+
+
+def duration(step: timedelta) -> str:
+    """Return a step of the session as people say it."""
+    seconds = int(step.total_seconds())
+    return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600} h"
+
+
+def literal(text: str) -> str:
+    """Return text so that Streamlit, which reads Markdown, shows it as it is."""
+    return re.sub(r"([^\w\s])", r"\\\1", text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 A `Snapshot` is what the database said last, and when; a `View` is what one viewer chose to see of it.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,15 +18,14 @@ SILENT_AFTER = 3  # refresh intervals without an answer from the database
 LIVE, STALE, PAUSED, EMPTY, DOWN = "LIVE", "STALE", "PAUSED", "EMPTY", "DATABASE DOWN"
 
 
-def as_trades(rows: object = ()) -> pd.DataFrame:
+def as_trades(rows: Iterable[Sequence[object]] = ()) -> pd.DataFrame:
     """Make the frame that everything here works on from rows of the six columns, newest first.
 
     Prices become floats (exact to the cent below 10^13) and times naive UTC to the microsecond. A row with a NULL,
     which only a table made by hand can hold, is no trade and left out.
     """
-    frame = pd.DataFrame(rows, columns=list(COLUMNS)).dropna()  # type: ignore[call-overload]
-    texts = dict.fromkeys(("trade_id", "ticker", "side"), "object")
-    return frame.astype(texts | {"price": "float64", "volume": "int64", "timestamp": "datetime64[us]"})
+    frame = pd.DataFrame(list(rows), columns=list(COLUMNS)).dropna()
+    return frame.astype({"price": "float64", "volume": "int64", "timestamp": "datetime64[us]"})
 
 
 @dataclass(frozen=True, eq=False)

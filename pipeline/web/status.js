@@ -6,7 +6,7 @@ export default function ({ data, parentElement }) {
   const word = line.querySelector("[role=status]");
   line.dataset.state = data.word;
   if (word.textContent !== data.word) word.textContent = data.word; // a screen reader speaks only on a change
-  line.querySelector(".facts").textContent = data.facts.join("  ·  ");
+  line.querySelector(".facts").textContent = data.facts;
   const start = performance.now();
   const show = () => {
     const passed = data.moving ? (performance.now() - start) / 1000 : 0;
