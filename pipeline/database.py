@@ -12,6 +12,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from pipeline.settings import SettingsError
 from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.trade import COLUMNS
 
@@ -134,9 +135,13 @@ def connect(database_url: str) -> Connection:
 def prepare_table(database_url: str) -> None:
     """Wait for the database, and create the table if it is missing.
 
-    Raises `TableError` when the table is there but is not the one that `sql/` describes, `psycopg2.Error` when
-    the database refuses what it is asked, and returns early when the user asks to stop.
+    Raises `SettingsError` when the URL is none, `TableError` when the table is there but is not the one that `sql/`
+    describes, `psycopg2.Error` when the database refuses. Returns early when the user asks to stop.
     """
+    try:
+        parse_dsn(database_url)
+    except psycopg2.ProgrammingError as error:
+        raise SettingsError(f"DATABASE_URL is not a PostgreSQL URL: {first_line(error)}") from None
     connection = _wait_for_database(database_url)
     if connection is None:
         return

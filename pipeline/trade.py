@@ -43,7 +43,7 @@ def decode(value: bytes | None) -> Trade:
         raise InvalidTrade("the message has no value")
     try:
         return _decode(value)
-    except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidTrade(str(error)) from None
 
 

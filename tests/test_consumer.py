@@ -1,0 +1,304 @@
+"""The consumer as a real process, between a real broker and a real database."""
+
+import json
+import signal
+import time
+from uuid import uuid4
+
+import pytest
+
+from pipeline.trade import Trade, encode
+from tests.conftest import RunScript
+from tests.messages import expected_row, mutations, trade
+from tests.services import Database, Kafka, Postgres, Script, eventually
+
+STARTED = "🟢 Consumer started. Waiting for trades..."
+GROUP_JOINED = 30  # seconds; the embedded broker holds a new member for half its session time-out
+
+
+BAD_MESSAGES = {
+    b"not JSON": "JSON is malformed",
+    trade(price=-1): "Expected `float` > 0.0",
+    trade(ticker="A\0B"): "NUL",
+    trade(side=None): "missing required field `side`",
+    b"": "truncated",
+}
+
+
+def started(run_script: RunScript, *options: str, **variables: str) -> Script:
+    """Start a consumer that has its partitions."""
+    consumer = run_script("consumer.py", *options, **variables)
+    consumer.wait_for_line(STARTED, GROUP_JOINED)
+    return consumer
+
+
+def test_every_value_arrives_as_it_was_sent(
+    broker: Kafka, database: Database, topic: str, run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    sent = [
+        trade(price=99_999_999.99, volume=2_147_483_647, ticker="BRK.B", side="sell"),
+        trade(price=0.01, volume=1, ticker="<b>\t\\N\n", timestamp="2026-01-31T10:30:00.000001+02:00"),
+        trade(price=5, ticker="株式", timestamp="2026-01-31 08:30", extra={"ignored": [1]}),
+    ]
+    broker.produce(topic, sent)
+    eventually(lambda: database.count() == len(sent))
+    rows = database.query(
+        "SELECT trade_id, ticker, price::text, volume, side, timestamp::text FROM trades ORDER BY price"
+    )
+    ids = [json.loads(message)["trade_id"] for message in sent]
+    assert rows == [
+        (ids[1], "<b>\t\\N\n", "0.01", 1, "buy", "2026-01-31 08:30:00.000001"),
+        (ids[2], "株式", "5.00", 100, "buy", "2026-01-31 08:30:00"),
+        (ids[0], "BRK.B", "99999999.99", 2_147_483_647, "sell", "2026-01-31 08:30:00.123456"),
+    ]
+    assert consumer.stop() == 0
+    assert "3 trades stored, 0 repeated, 0 dead letters" in consumer.stdout
+    assert consumer.stdout.count("📥") == 3
+
+
+def test_bad_messages_become_dead_letters_and_delay_no_good_one(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    good = [trade() for _ in range(20)]
+    broker.produce(topic, [*good[:7], *BAD_MESSAGES, *good[7:]], key=b"the key")
+    eventually(lambda: database.count() == len(good))
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
+    letters = broker.read(f"{topic}.dlq")
+    assert [letter.value() for letter in letters] == list(BAD_MESSAGES)
+    for letter, reason, offset in zip(letters, BAD_MESSAGES.values(), range(7, 12), strict=True):
+        headers = dict(letter.headers() or [])
+        assert letter.key() == b"the key"
+        assert reason in headers["__connect.errors.exception.message"].decode()
+        assert headers["__connect.errors.exception.class.name"] == b"pipeline.trade.InvalidTrade"
+        assert headers["__connect.errors.topic"].decode() == topic
+        assert headers["__connect.errors.partition"] == b"0"
+        assert headers["__connect.errors.offset"].decode() == str(offset)
+    assert consumer.stop() == 0
+    assert f"{len(good)} trades stored, 0 repeated, {len(BAD_MESSAGES)} dead letters" in consumer.stdout
+
+
+def test_a_new_group_starts_at_the_end(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    broker.produce(topic, [trade(ticker="OLD")])
+    consumer = started(run_script)
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)  # its start is committed
+    broker.produce(topic, [trade(ticker="NEW")])
+    eventually(lambda: database.count() == 1)
+    assert database.query("SELECT ticker FROM trades") == [("NEW",)]
+    assert consumer.stop() == 0
+
+
+def test_what_was_traded_after_the_first_join_survives_a_kill_before_the_first_batch(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    broker.produce(topic, [trade(ticker="OLD")])
+    killed = started(run_script)
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)  # its start is committed
+    killed.stop(signal.SIGKILL)
+    broker.produce(topic, [trade(ticker="MEANWHILE")])
+    consumer = started(run_script)
+    eventually(lambda: database.query("SELECT ticker FROM trades") == [("MEANWHILE",)])
+    assert consumer.stop() == 0
+
+
+def test_redelivered_trades_are_stored_once(
+    broker: Kafka, database: Database, topic: str, run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    trades = [trade() for _ in range(3000)]
+    broker.produce(topic, [*trades, *trades[:500]])
+    for repeated in (500, 3501):
+        consumer = started(run_script, "--from-beginning")
+        broker.produce(topic, [last := trade()])
+        eventually(lambda: database.query("SELECT 1 FROM trades WHERE trade_id = %s", json.loads(last)["trade_id"]))
+        assert consumer.stop() == 0
+        assert f"{repeated:,} repeated" in consumer.stdout
+    assert database.count() == len(trades) + 2
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_one_line_and_exit_code_0(broker: Kafka, run_script: RunScript, ending: signal.Signals) -> None:
+    consumer = started(run_script)
+    assert consumer.stop(ending) == 0
+    assert consumer.stdout.splitlines()[-1].startswith("Consumer stopped: 0 trades stored")
+    assert "Traceback" not in consumer.stderr
+
+
+def test_a_stop_while_it_waits_for_the_services(run_script: RunScript) -> None:
+    for variables in ({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, {"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"}):
+        consumer = run_script("consumer.py", **variables)
+        eventually(lambda: "⏳ Waiting for" in consumer.stderr)  # noqa: B023
+        assert consumer.stop() == 0
+        assert len(consumer.stderr_lines) == 1
+        assert "p@" not in consumer.stderr, "a password is nobody's business"
+
+
+@pytest.mark.parametrize(
+    ("variables", "exit_code", "said"),
+    [
+        ({"KAFKA_TOPIC_PARTITIONS": "none"}, 2, "KAFKA_TOPIC_PARTITIONS=none"),
+        ({"KAFKA_AUTO_OFFSET_RESET": "sometimes"}, 2, "give latest or earliest"),
+        ({"KAFKA_NO_SUCH_THING": "1"}, 1, "no.such.thing"),
+        ({"DATABASE_URL": "no url"}, 2, "DATABASE_URL"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(
+    run_script: RunScript, variables: dict[str, str], exit_code: int, said: str
+) -> None:
+    consumer = run_script("consumer.py", **variables)
+    assert consumer.wait() == exit_code
+    assert said in consumer.stderr
+    assert len(consumer.stderr_lines) == 1
+
+
+def test_a_table_that_is_not_ours_is_named(database: Database, run_script: RunScript) -> None:
+    database.query("ALTER TABLE trades DROP COLUMN side")
+    consumer = run_script("consumer.py")
+    assert consumer.wait() == 1
+    assert "trades.side is missing" in consumer.stderr
+
+
+def test_a_missing_table_is_created(broker: Kafka, database: Database, run_script: RunScript) -> None:
+    database.query("DROP TABLE trades")
+    consumer = started(run_script)
+    assert database.count() == 0
+    assert consumer.stop() == 0
+
+
+BREAKS = {
+    "revoked": ("REVOKE INSERT ON trades FROM writer", "GRANT INSERT ON trades TO writer", "permission denied"),
+    "renamed": ("ALTER TABLE trades RENAME TO away", "ALTER TABLE away RENAME TO trades", "does not exist"),
+    "altered": (
+        "TRUNCATE trades; ALTER TABLE trades ALTER COLUMN ticker TYPE VARCHAR(2)",
+        "ALTER TABLE trades ALTER COLUMN ticker TYPE VARCHAR(10)",
+        "trades.ticker is character varying(2)",
+    ),
+    "extended": (
+        "TRUNCATE trades; ALTER TABLE trades ADD COLUMN venue TEXT NOT NULL",
+        "ALTER TABLE trades DROP COLUMN venue",
+        "trades.venue is NOT NULL",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_broken_table_is_no_trades_fault(
+    broker: Kafka, postgres: Postgres, database: Database, topic: str, run_script: RunScript, broken: str
+) -> None:
+    database.query("DROP ROLE IF EXISTS writer")
+    database.query("CREATE ROLE writer LOGIN PASSWORD 'kafka_password'")
+    database.query("GRANT INSERT ON trades TO writer")
+    broker.create_topic(topic)
+    breaks, mends, said = BREAKS[broken]
+    consumer = started(run_script, "--from-beginning", DATABASE_URL=database.url.replace("kafka_user", "writer"))
+    broker.produce(topic, [trade()])
+    eventually(lambda: database.count() == 1)
+    database.query(breaks)
+    before = 1 if broken in ("revoked", "renamed") else 0
+    broker.produce(topic, [trade(), b"bad", trade()])
+    eventually(lambda: said in consumer.stderr)
+    database.query(mends)
+    eventually(lambda: database.count() == before + 2)
+    assert consumer.stop() == 0
+    assert "PostgreSQL works again" in consumer.stderr
+    assert [letter.value() for letter in broker.read(f"{topic}.dlq")] == [b"bad"]
+    database.query("DROP OWNED BY writer")
+
+
+def test_a_row_that_only_postgresql_refuses_is_one_dead_letter(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    database.query("ALTER TABLE trades ADD CONSTRAINT no_penny_stocks CHECK (price > 1)")
+    broker.create_topic(topic)
+    penny = trade(price=0.5)
+    trades = [encode(Trade(str(uuid4()), "NVDA", 120.5, 100, "sell", "2026-01-31T08:30:00Z")) for _ in range(10_000)]
+    broker.produce(topic, [*trades[:7000], penny, *trades[7000:]])
+    consumer = started(run_script, "--from-beginning")
+    eventually(lambda: database.count() == len(trades))
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
+    [letter] = broker.read(f"{topic}.dlq")
+    assert letter.value() == penny
+    headers = dict(letter.headers() or [])
+    assert headers["__connect.errors.exception.class.name"] == b"psycopg2.errors.CheckViolation"
+    assert b"no_penny_stocks" in headers["__connect.errors.exception.message"]
+    assert consumer.stop() == 0
+
+
+def test_a_stop_while_the_database_is_down_loses_nothing(
+    broker: Kafka, own_postgres: Postgres, topic: str, run_script: RunScript
+) -> None:
+    database = own_postgres.database
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning", DATABASE_URL=own_postgres.url)
+    broker.produce(topic, [trade()])
+    eventually(lambda: database.count() == 1)
+    own_postgres.kill()
+    broker.produce(topic, [trade() for _ in range(100)])
+    eventually(lambda: "⚠️  PostgreSQL" in consumer.stderr)
+    assert consumer.stop() == 0  # within the ten seconds that Script.stop grants
+    own_postgres.start()
+    consumer = started(run_script, DATABASE_URL=own_postgres.url)
+    eventually(lambda: database.count() == 101)
+    assert consumer.stop() == 0
+
+
+def test_an_outage_longer_than_the_poll_interval_keeps_the_place_in_the_group(
+    broker: Kafka, own_postgres: Postgres, topic: str, run_script: RunScript
+) -> None:
+    database = own_postgres.database
+    broker.create_topic(topic)
+    consumer = started(
+        run_script, "--from-beginning", DATABASE_URL=own_postgres.url,
+        KAFKA_MAX_POLL_INTERVAL_MS="6000", LOG_LEVEL="INFO",
+    )  # fmt: skip
+    broker.produce(topic, [trade()])
+    eventually(lambda: database.count() == 1)
+    own_postgres.kill()
+    trades = [trade() for _ in range(50_000)]  # more than a batch, so that fetching has to pause
+    broker.produce(topic, trades)
+    eventually(lambda: "⚠️  PostgreSQL" in consumer.stderr)
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() - began > 8)  # the outage itself has to last
+    own_postgres.start()
+    eventually(lambda: database.count() == len(trades) + 1, timeout=60)
+    assert "PostgreSQL works again" in consumer.stderr
+    assert consumer.stderr.count("⚠️  PostgreSQL") == 1
+    assert "poll" not in consumer.stderr.lower(), "the group expelled it"
+    assert consumer.stop() == 0
+    assert "0 repeated" in consumer.stdout, "its partitions were taken away meanwhile"
+
+
+def test_fuzzed_messages_add_up(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    messages = list(mutations(seed=4, count=5_000))
+    rows = {row for message in messages if (row := expected_row(message))}
+    bad = [message for message in messages if expected_row(message) is None]
+    broker.create_topic(topic)
+    broker.produce(topic, messages)
+    consumer = started(run_script, "--from-beginning")
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
+    assert set(database.query("SELECT trade_id, ticker, price, volume, side, timestamp FROM trades")) == rows
+    assert [letter.value() for letter in broker.read(f"{topic}.dlq")] == bad
+    assert consumer.stop() == 0
+    assert f"{len(rows):,} trades stored" in consumer.stdout
+
+
+def test_a_value_of_a_megabyte_is_a_dead_letter(
+    broker: Kafka, database: Database, topic: str, run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    huge = trade(ticker="x" * 1_000_000)
+    assert len(huge) < 1_048_000  # the default limit of Apache Kafka
+    consumer = started(run_script, "--from-beginning")
+    broker.produce(topic, [huge, trade()])
+    eventually(lambda: database.count() == 1)
+    eventually(lambda: [letter.value() for letter in broker.read(f"{topic}.dlq")] == [huge])
+    assert consumer.stop() == 0

@@ -1,0 +1,140 @@
+"""Storing batches in a real PostgreSQL: exactly once, whatever repeats and whatever the table refuses."""
+
+import re
+from contextlib import closing
+
+import psycopg2
+import pytest
+
+from pipeline.database import SQL_FOLDER, TableError, TradesTable, apply_sql, connect, table_problem
+from pipeline.trade import copy_lines
+from tests.messages import expected_row, mutations, trade
+from tests.services import Database, Postgres
+
+FIELDS = "trade_id, ticker, price, volume, side, timestamp"
+
+
+def lines(count: int, **fields: object) -> list[str]:
+    return copy_lines([trade(**fields) for _ in range(count)])
+
+
+@pytest.fixture
+def table(database: Database) -> TradesTable:
+    return TradesTable(database.url)
+
+
+def test_a_batch_is_stored(table: TradesTable, database: Database) -> None:
+    stored = table.store(lines(1000))
+    assert (stored.inserted, stored.repeated, stored.refused) == (1000, 0, {})
+    assert database.count() == 1000
+
+
+def test_repeated_trades_are_stored_once(table: TradesTable, database: Database) -> None:
+    first, second = lines(100), lines(100)
+    table.store(first)
+    twice = table.store([*first, *second, *second])
+    assert (twice.inserted, twice.repeated) == (100, 200)
+    assert table.store(lines(10)).inserted == 10  # merged, as repetitions come in runs
+    assert table.store(lines(10)).inserted == 10  # and copied again
+    assert database.count() == 220
+
+
+def test_refused_rows_are_found_among_ten_thousand(table: TradesTable, database: Database) -> None:
+    database.query("ALTER TABLE trades ADD CHECK (price < 1000)")
+    batch = lines(10_000)
+    for index in (0, 4321, 9_999):
+        [batch[index]] = lines(1, price=1000)
+    stored = table.store(batch)
+    assert sorted(stored.refused) == [0, 4321, 9_999]
+    assert all(isinstance(reason, psycopg2.errors.CheckViolation) for reason in stored.refused.values())
+    assert stored.inserted == database.count() == 9_997
+
+
+def test_refused_and_repeated_rows_in_one_batch(table: TradesTable, database: Database) -> None:
+    database.query("ALTER TABLE trades ADD CHECK (price < 1000)")
+    known = lines(10)
+    table.store(known)
+    stored = table.store([*known, *lines(1, price=1000), *lines(5)])
+    assert (stored.inserted, stored.repeated, list(stored.refused)) == (5, 10, [10])
+
+
+def test_a_trigger_may_refuse_a_row(table: TradesTable, database: Database) -> None:
+    database.query("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF NEW.ticker = 'SCAM' THEN RAISE 'not listed'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION refuse()
+    """)
+    stored = table.store([*lines(3), *lines(1, ticker="SCAM"), *lines(3)])
+    assert list(stored.refused) == [3]
+    assert database.count() == 6
+
+
+def test_what_the_codec_lets_through_postgresql_takes(table: TradesTable, database: Database) -> None:
+    messages = {message: row for message in mutations(seed=3, count=5_000) if (row := expected_row(message))}
+    stored = table.store(copy_lines(list(messages)))
+    assert stored.refused == {}
+    assert set(database.query(f"SELECT {FIELDS} FROM trades")) == set(messages.values())
+
+
+def test_a_character_set_that_lacks_a_character_refuses_that_row_only(postgres: Postgres) -> None:
+    latin = Database(postgres.url + "_latin")
+    with closing(psycopg2.connect(postgres.url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(
+            "CREATE DATABASE kafka_db_latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'"
+        )
+    with closing(connect(latin.url)) as connection:
+        apply_sql(connection)
+    table = TradesTable(latin.url)
+    stored = table.store(copy_lines([trade(), trade(ticker="株式"), trade(ticker="Größe")]))
+    assert list(stored.refused) == [1]
+    assert latin.count() == 2
+    table.disconnect()
+    postgres.drop_database(latin)
+
+
+@pytest.mark.parametrize(
+    ("alteration", "problem"),
+    [
+        ("DROP TABLE trades CASCADE", "is missing"),
+        ("ALTER TABLE trades ALTER price TYPE NUMERIC(4,2)", r"trades\.price is numeric\(4,2\)"),
+        ("ALTER TABLE trades ALTER timestamp TYPE DATE", r"trades\.timestamp is date"),
+        ("ALTER TABLE trades RENAME volume TO shares", r"trades\.volume is missing"),
+        ("ALTER TABLE trades ADD venue TEXT NOT NULL", r"trades\.venue is NOT NULL"),
+        ("ALTER TABLE trades DROP CONSTRAINT trades_pkey", "not the primary key"),
+    ],
+)
+def test_an_altered_table_is_named(database: Database, alteration: str, problem: str) -> None:
+    database.query(alteration)
+    table = TradesTable(database.url)
+    connection = connect(database.url)
+    connection.cursor().execute((SQL_FOLDER / "session" / "incoming.sql").read_text())
+    connection.commit()
+    found = table_problem(connection)
+    connection.close()
+    assert found is not None
+    assert re.search(problem, found)
+    if "NUMERIC" in alteration:
+        with pytest.raises(TableError, match="price"):
+            table.store(lines(1))
+        table.disconnect()
+
+
+def test_a_table_made_by_hand_works(database: Database) -> None:
+    database.query("DROP TABLE trades CASCADE")
+    database.query("""
+        CREATE TABLE trades (trade_id VARCHAR PRIMARY KEY, ticker VARCHAR(10), price NUMERIC(10,2), volume INTEGER,
+                             side VARCHAR(10), timestamp TIMESTAMP)
+    """)
+    table = TradesTable(database.url)
+    batch = lines(5)
+    assert table.store(batch).inserted == 5
+    assert table.store(batch).repeated == 5
+
+
+def test_the_sql_can_be_run_again(database: Database, table: TradesTable) -> None:
+    table.store(lines(5))
+    connection = connect(database.url)
+    apply_sql(connection)
+    connection.close()
+    assert database.count() == 5
