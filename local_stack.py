@@ -138,7 +138,9 @@ def initialise_database(folder: Path, database_url: str, log: Path) -> None:
             *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8"),
             *("--auth=scram-sha-256", f"--pwfile={password.name}"),
         ]
-        if subprocess.run(command, stdout=output, stderr=output, **_as_user(SERVER_USER)).returncode != 0:
+        # A session of its own: a Ctrl-C ends us when it is done, rather than leave half a cluster and an error.
+        process = subprocess.run(command, stdout=output, stderr=output, start_new_session=True, **_as_user(SERVER_USER))
+        if process.returncode != 0:
             raise StackError(f"PostgreSQL could not prepare {folder}: see {log}")
 
 
