@@ -33,9 +33,29 @@ class System:
 
     title: str
     command: Callable[[Task], list[str]]
-    rows: int | None = None  # of a slow one, that many have to do
-    needs: tuple[str, ...] = ()  # programs that have to be installed
+    needs: tuple[str, ...] = ()  # programs that have to be there
+    install: Callable[[], object] = lambda: None  # what can be fetched
     preparation: str | None = None  # SQL for its fresh table
+    rows: int | None = None  # of a slow one, that many have to do
+
+
+def peers_python() -> Path:
+    """Return the Python that has the peers' packages; install them the first time."""
+    folder = ROOT / ".local" / "peers"
+    python, installed = folder / "bin" / "python", folder / "installed.txt"
+    wanted = (ROOT / "benchmarks" / "requirements.txt").read_text()
+    if not installed.exists() or installed.read_text() != wanted:
+        print("Installing benchmarks/requirements.txt into .local/peers/ ...", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        requirements = str(ROOT / "benchmarks" / "requirements.txt")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        installed.write_text(wanted)
+    return python
+
+
+def connect_jars() -> Path:
+    """Return the folder with Kafka Connect and the connector; Maven fills it the first time."""
+    return maven_jars(PEERS / "connect" / "pom.xml", "connect", DEBEZIUM_VERSION)
 
 
 def psql_copy(task: Task) -> list[str]:
@@ -55,12 +75,12 @@ def insert_each(task: Task) -> list[str]:
 
 def pathway(task: Task) -> list[str]:
     """Return Pathway's command."""
-    return [str(_peers_python()), str(PEERS / "pathway_sink.py")]
+    return [str(peers_python()), str(PEERS / "pathway_sink.py")]
 
 
 def quix(task: Task) -> list[str]:
     """Return Quix Streams' command."""
-    return [str(_peers_python()), str(PEERS / "quix_sink.py")]
+    return [str(peers_python()), str(PEERS / "quix_sink.py")]
 
 
 def debezium(task: Task) -> list[str]:
@@ -79,27 +99,16 @@ SYSTEMS = {
     "pathway": System(
         "Pathway 0.33.0, snapshot mode",
         pathway,
+        install=peers_python,
         preparation="ALTER TABLE trades ALTER price TYPE double precision",  # it writes no NUMERIC
     ),
-    "debezium-unnest": System("Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, needs=("java", "mvn")),
-    "debezium": System("Debezium JDBC 3.5.0, upsert", debezium, needs=("java", "mvn")),
-    "quix": System("Quix Streams 3.28.1 PostgreSQLSink", quix),
+    "debezium-unnest": System(
+        "Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, needs=("java", "mvn"), install=connect_jars
+    ),
+    "debezium": System("Debezium JDBC 3.5.0, upsert", debezium, ("java", "mvn"), connect_jars),
+    "quix": System("Quix Streams 3.28.1 PostgreSQLSink", quix, install=peers_python),
     "insert": System("one INSERT and commit per message", insert_each, rows=20_000),
 }
-
-
-def _peers_python() -> Path:
-    """Return the Python that has the peers' packages; install them the first time."""
-    folder = ROOT / ".local" / "peers"
-    python, installed = folder / "bin" / "python", folder / "installed.txt"
-    wanted = (ROOT / "benchmarks" / "requirements.txt").read_text()
-    if not installed.exists() or installed.read_text() != wanted:
-        print("Installing benchmarks/requirements.txt into .local/peers/ ...", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        requirements = str(ROOT / "benchmarks" / "requirements.txt")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-        installed.write_text(wanted)
-    return python
 
 
 def _jdbc_url(task: Task) -> str:
@@ -142,10 +151,9 @@ def _connect(task: Task, options: dict[str, str]) -> list[str]:
             **options,
         },
     )
-    jars = maven_jars(PEERS / "connect" / "pom.xml", "connect", DEBEZIUM_VERSION)
     return [
         *("java", "-Xms256m", "-Xmx2g"),  # as connect-standalone.sh
-        *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{jars}/*"),
+        *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{connect_jars()}/*"),
         *("org.apache.kafka.connect.cli.ConnectStandalone", str(worker), str(connector)),
     ]
 

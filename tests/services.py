@@ -127,6 +127,7 @@ class Server:
 class Kafka(Server):
     """What the tests ask of either broker, and the few things they do there without the project's own code."""
 
+    title = "Kafka"
     keeps_topics = False  # over a `kill` and `start`
 
     @property
@@ -187,6 +188,12 @@ class Kafka(Server):
         with closing(self._reader()) as consumer:
             return _read_on(consumer, [low for low, _ in _watermarks(consumer, topic)])
 
+    def committed(self, topic: str, group: str) -> dict[int, int]:
+        """Return the group's committed offsets by partition, without those it has not committed."""
+        with closing(self._reader(group)) as consumer:
+            places = consumer.committed([low for low, _ in _watermarks(consumer, topic)], timeout=10)
+            return {place.partition: place.offset for place in places if place.offset >= 0}
+
     def lag(self, topic: str, group: str) -> int:
         """Return how many of the topic's messages the group has not committed yet, all partitions together."""
         with closing(self._reader(group)) as consumer:
@@ -240,6 +247,7 @@ class EmbeddedKafka(Kafka):
     """The broker of local_stack.py; it forgets its topics when it ends."""
 
     name = "broker"
+    title = "the embedded broker"
 
     def _service(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
         return service(broker_command(self.address), self.address, self.log, signal.SIGTERM, self.answers)
@@ -260,6 +268,7 @@ class ApacheKafka(Kafka):
     """
 
     name = "kafka"
+    title = f"Apache Kafka {KAFKA_VERSION}"
     keeps_topics = True
 
     def __init__(self, security: bool = False) -> None:
