@@ -1,0 +1,34 @@
+"""A steady rate: how many trades are due, and how long until the next one is."""
+
+CATCH_UP = 1.05  # how much faster than the rate it may go after a stall
+BURST = 0.005  # seconds' worth of trades that may go at once
+TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
+
+
+class Pace:
+    """Spreads `rate` trades a second evenly.
+
+    What a stall of up to a second left undone is made up for by going 5 % faster, never in a burst; the rest is let go.
+    Times are seconds of any steady clock, such as `time.monotonic`.
+    """
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._checked = now
+        self._owed = 0.0  # trades that the clock asks for
+        self._allowed = 0.0  # trades of them that may go by now
+
+    def due(self, now: float, at_most: int) -> int:
+        """Return how many trades to send now; that they are sent is taken for granted."""
+        passed = (now - self._checked) * self._rate
+        self._checked = now
+        self._owed = min(self._owed + passed, max(self._rate, 1.0))
+        self._allowed = min(self._allowed + CATCH_UP * min(passed, max(BURST * self._rate, 1.0)), self._owed)
+        trades = int(min(self._allowed, at_most))
+        self._allowed -= trades
+        self._owed -= trades
+        return trades
+
+    def wait(self) -> float:
+        """Return the seconds to wait before asking again."""
+        return 0.0 if self._allowed >= 1 else max((1 - self._allowed) / self._rate, TICK)

@@ -1,0 +1,254 @@
+"""Publish the trades of a small, believable stock market to Kafka.
+
+    python producer.py                              # one trade a second, each printed with its delivery
+    python producer.py --rate 5000                  # 5,000 a second, evenly spread; one line a second
+    python producer.py --rate max --count 1000000   # a million, as fast as Kafka takes them
+    python producer.py --seed 7 --count 100         # the same hundred trades every time
+
+What is guaranteed, on the lines marked [n]:
+  [1] no trade is lost, doubled or put out of its ticker's order between here and Kafka, however often a request has
+      to be repeated or a broker is away: the producer is idempotent and never gives a trade up.
+  [2] when Kafka is slower than the market, the market waits. Nothing is thrown away to keep the pace.
+  [3] only what Kafka has acknowledged is counted as acknowledged.
+"""
+
+# isort: off
+from pipeline.stop import stop_requested  # first: from here on Ctrl-C is an orderly end
+# isort: on
+
+import argparse
+import itertools
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from faker import Faker
+
+from pipeline.market import TradeProvider
+from pipeline.outage import Outage
+from pipeline.pace import Pace
+from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
+from pipeline.trade import decode
+
+READABLE_RATE = 20  # trades/s up to which each is printed
+MAX_RATE = 1e9  # trades/s; more than any broker takes
+NOMINAL_RATE = 250_000  # trades/s at which time passes for `--rate max --seed N`
+CHUNK = 500  # trades between two looks at the clock
+SECONDS_FOR_BROKER = 30.0  # that a start waits for Kafka
+SECONDS_TO_STOP = 10.0  # that a stop waits for acknowledgements
+SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed
+
+KAFKA_DEFAULTS: dict[str, Any] = {
+    "enable.idempotence": True,  # [1]
+    "message.timeout.ms": 0,  # [1] no limit
+    "linger.ms": 1,  # that a trade waits for others to share its request
+    "log_level": 0,  # what matters of librdkafka's log comes through error_cb
+}
+FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than they save the trades
+
+Tape = Iterator[tuple[str, str]]  # ticker and JSON of one trade after the other
+
+
+class TradeProducer:
+    """Sends trades to Kafka at a rate (trades/s) and counts what becomes of them."""
+
+    def __init__(self, settings: Settings, rate: float, count: int) -> None:
+        """Connect in the background. Raises `BrokerError` for a setting that cannot be."""
+        self.rate = rate
+        self.count = count
+        self.sent = 0  # trades handed to librdkafka
+        self.errors = 0  # trades of them that Kafka refused
+        self.refusal: KafkaError | None = None  # which waiting does not mend
+        self._topic = settings.topic
+        self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
+        self._began = self._second_began = time.monotonic()
+        self._sent_before = self._acknowledged_before = 0
+        callbacks = {
+            "error_cb": self._on_error,
+            "on_delivery": self._on_delivery,
+            "delivery.report.only.error": rate > READABLE_RATE,  # Python called once a trade would halve the speed
+        }
+        defaults = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX_RATE else {})
+        try:
+            self._producer = Producer(defaults | settings.kafka | callbacks)
+        except KafkaException as exception:
+            raise BrokerError(f"a KAFKA_… variable is not right: {exception.args[0].str()}") from None
+
+    @property
+    def in_flight(self) -> int:
+        """Trades that Kafka has neither acknowledged nor refused."""
+        return len(self._producer)
+
+    @property
+    def acknowledged(self) -> int:
+        """Trades that are in Kafka for certain."""
+        return self.sent - self.in_flight - self.errors  # [3]
+
+    def run(self, tape: Tape) -> None:
+        """Send until the count is reached and acknowledged, the user wants to stop, or Kafka refuses for good."""
+        self._send(itertools.islice(tape, 1))
+        self._await_acknowledgements()  # the first takes up to a second: better one trade waits for it than thousands
+        self._second_began = time.monotonic()
+        pace = Pace(self.rate, self._second_began)
+        while self.sent < self.count and not self._ending():
+            due = pace.due(time.monotonic(), min(CHUNK, self.count - self.sent))
+            self._send(itertools.islice(tape, due))
+            self._serve(min(pace.wait(), SECONDS_UNNOTICED))
+        self._await_acknowledgements()
+
+    def close(self) -> None:
+        """Wait for the acknowledgements that are still missing, then sum up."""
+        self._producer.flush(SECONDS_TO_STOP)
+        lost = self.sent - self.acknowledged
+        seconds = time.monotonic() - self._began
+        sign = "⚠️ " if lost else "✅"
+        print(f"{sign} {self.acknowledged:,} trades acknowledged by Kafka in {seconds:.1f} s, {lost:,} not delivered.")
+
+    def _send(self, tape: Tape) -> None:
+        produce, topic = self._producer.produce, self._topic
+        for ticker, message in tape:
+            try:
+                produce(topic, message, ticker)
+            except BufferError:
+                if not self._send_later(ticker, message):
+                    return
+            self.sent += 1
+
+    def _send_later(self, ticker: str, message: str) -> bool:
+        """Wait until librdkafka's queue has room [2]; tell whether it took the trade before the end."""
+        while not self._ending():
+            self._serve(SECONDS_UNNOTICED)
+            try:
+                self._producer.produce(self._topic, message, ticker)
+                return True
+            except BufferError:
+                continue
+        return False
+
+    def _await_acknowledgements(self) -> None:
+        while self.in_flight and not self._ending():
+            self._serve(SECONDS_UNNOTICED)
+
+    def _ending(self) -> bool:
+        return stop_requested() or self.refusal is not None
+
+    def _serve(self, seconds: float) -> None:
+        """Let librdkafka report for so long, or until it has; once a second, print a line and see if Kafka is back."""
+        self._producer.poll(seconds)
+        passed = time.monotonic() - self._second_began
+        if passed < 1:
+            return
+        acknowledged = self.acknowledged
+        if acknowledged > self._acknowledged_before:
+            self._outage.end()
+        if self.rate > READABLE_RATE and self.sent > 1:
+            rate = (self.sent - self._sent_before) / passed
+            print(
+                f"📤 {rate:,.0f} trades/s; {self.sent:,} sent, {acknowledged:,} acknowledged, "
+                f"{self.in_flight:,} in flight, {self.errors:,} errors{self._progress(rate)}",
+                flush=True,
+            )
+        self._second_began += passed
+        self._sent_before, self._acknowledged_before = self.sent, acknowledged
+
+    def _progress(self, rate: float) -> str:
+        """Tell how far the count has come, and how long the rest takes at this rate (trades/s)."""
+        if self.count == sys.maxsize:
+            return ""
+        left = timedelta(seconds=round((self.count - self.sent) / rate)) if rate else "unknown time"
+        return f"; {self.sent / self.count:.0%} of {self.count:,}, {left} left"
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Take note of a refused trade, or print a delivered one."""
+        if error is not None:
+            self.errors += 1
+            if error.code() != KafkaError._MSG_TIMED_OUT:  # that comes only of a user's own KAFKA_MESSAGE_TIMEOUT_MS
+                self.refusal = error
+            return
+        trade = decode(message.value())
+        print(
+            f"📤 {trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
+            f"  → {message.topic()}, partition {message.partition()}, offset {message.offset()}"
+            f"{self._progress(self.rate)}",
+            flush=True,
+        )
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Tell a broker that is away, which librdkafka goes on trying to reach, from the end of this producer."""
+        if error.fatal():
+            self.refusal = error
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows on the one that says why
+            self._outage.report(error.str())
+
+
+def read_rate(text: str) -> float:
+    """Read a rate in trades/s: a number above 0, or max for as many as Kafka takes."""
+    if text == "max":
+        return MAX_RATE
+    if not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= MAX_RATE:
+        raise argparse.ArgumentTypeError(f"{text}: give trades per second, such as 1, 0.5 or 5000, or max")
+    return float(text)
+
+
+def read_count(text: str) -> int:
+    """Read a number of trades."""
+    if not text.isdecimal() or not 0 < int(text) < sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of trades, such as 1000")
+    return int(text)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line; what is wrong with it is one line, exit code 2."""
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
+    parser.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
+    return parser.parse_args()
+
+
+def open_market(seed: int | None, rate: float) -> Tape:
+    """Return a market's tape. With a seed, time passes there by the trade and not by the clock: prices repeat, too."""
+    fake = Faker()
+    if seed is None:
+        return TradeProvider(fake).trade_messages()
+    fake.seed_instance(seed)
+    step = round(1e9 / min(rate, NOMINAL_RATE))  # nanoseconds
+    return TradeProvider(fake, market_clock=itertools.count(0, step).__next__).trade_messages()
+
+
+def main() -> int:
+    """Run the producer; return its exit code."""
+    options = arguments()
+    logging.basicConfig(format="%(message)s")
+    try:
+        settings = read_settings()
+        wait_for_broker(settings, SECONDS_FOR_BROKER)
+        if stop_requested():
+            print("Producer stopped before it started.")
+            return 0
+        ensure_topic(settings, settings.topic)
+        producer = TradeProducer(settings, options.rate, options.count)
+    except (SettingsError, BrokerError) as error:
+        print(f"producer.py: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    try:
+        producer.run(open_market(options.seed, options.rate))
+    except BrokenPipeError:  # as in `python producer.py | head`: whoever read the lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        producer.close()
+    if producer.refusal is not None:
+        print(f"producer.py: Kafka refused the trades: {producer.refusal.str()}", file=sys.stderr)
+    return 0 if producer.refusal is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
