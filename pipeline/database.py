@@ -177,9 +177,11 @@ def _may_come_up(error: psycopg2.OperationalError) -> bool:
 
 
 def apply_sql(connection: Connection) -> None:
-    """Run `sql/*.sql` in name order; each is idempotent."""
-    for path in sorted(SQL_FOLDER.glob("*.sql")):
-        execute_file(connection, path)
+    """Run `sql/*.sql` in name order; each is idempotent. One script at a time: IF NOT EXISTS does not see another's."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('sql/'))")
+        for path in sorted(SQL_FOLDER.glob("*.sql")):
+            cursor.execute(path.read_text())
 
 
 def execute_file(connection: Connection, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Storing batches in a real PostgreSQL: exactly once, whatever repeats and whatever the table refuses."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import psycopg2
@@ -138,3 +139,15 @@ def test_the_sql_can_be_run_again(database: Database, table: TradesTable) -> Non
     apply_sql(connection)
     connection.close()
     assert database.count() == 5
+
+
+def test_several_that_find_no_table_create_it_once(database: Database) -> None:
+    database.query("DROP TABLE trades")
+
+    def create(_: int) -> None:
+        with closing(connect(database.url)) as connection:
+            apply_sql(connection)
+
+    with ThreadPoolExecutor(8) as scripts:
+        list(scripts.map(create, range(8)))
+    assert database.count() == 0

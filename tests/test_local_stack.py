@@ -5,9 +5,11 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 
 from tests.services import PASSWORD, ROOT, USER, Database, Script, environment_of, eventually, free_port
@@ -177,3 +179,36 @@ def test_a_service_that_ends_by_itself_ends_the_stack_with_one_line(stack: Stack
     assert script.wait() == 1
     assert "broker.log" in one_line(script.stderr)
     assert gone(servers)
+
+
+def test_who_waits_for_postgres_never_meets_it_without_the_database(stack: Stack) -> None:
+    script = stack.start()
+    said = set()
+    while "Ctrl-C ends both" not in script.stdout:
+        assert script.running, script.stderr
+        try:
+            stack.database.connect().close()
+        except psycopg2.OperationalError as error:
+            said.add(str(error))
+    assert not [refusal for refusal in said if "does not exist" in refusal]
+
+
+def test_a_stop_lets_a_client_finish_its_transaction(stack: Stack) -> None:
+    script = stack.start_and_wait()
+    with closing(stack.database.connect()) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO trades (trade_id) VALUES ('last')")
+            script.process.send_signal(signal.SIGTERM)
+            eventually(lambda: refuses_new_clients(stack.database))
+        connection.commit()
+    assert script.wait() == 0
+    assert stack.start_and_wait().running
+    assert stack.database.query("SELECT trade_id FROM trades") == [("last",)]
+
+
+def refuses_new_clients(database: Database) -> bool:
+    try:
+        database.connect().close()
+    except psycopg2.OperationalError:
+        return True
+    return False
