@@ -7,6 +7,7 @@
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -63,10 +64,19 @@ def eventually(condition: Callable[[], Result], timeout: float = 30, every: floa
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that nothing listens on.
+
+    Below those that the system gives to outgoing connections: while a server is down, one of its clients that tries
+    to come back could otherwise be given the server's own port, and keep it.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class Server:
