@@ -28,8 +28,9 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import psycopg2
@@ -88,6 +89,9 @@ class Batch:
         self.unacknowledged -= 1
 
 
+Write = Future[Stored | None]
+
+
 class TradeConsumer:
     """The way of a trade from the topic into the table."""
 
@@ -103,8 +107,8 @@ class TradeConsumer:
         self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
         self.dead_letters = DeadLetters(settings)
         self.table = TradesTable(settings.database_url)
-        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        self.writes: deque[tuple[Batch, Future[Stored | None]]] = deque()
+        self.to_write: SimpleQueue[tuple[Batch, Write]] = SimpleQueue()
+        self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until their offsets are committed
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
@@ -113,6 +117,8 @@ class TradeConsumer:
     def run(self) -> None:
         """Consume until the user asks to stop."""
         self.consumer.subscribe([self.topic], on_assign=self.on_assign, on_revoke=self.on_revoke, on_lost=self.on_lost)
+        # A daemon, because a write that hangs in a dead connection must not keep the process alive.
+        threading.Thread(target=self.write_for_ever, daemon=True).start()
         print("🟢 Consumer started. Waiting for trades...", flush=True)
         while not stop_requested():
             self.collect()
@@ -196,14 +202,24 @@ class TradeConsumer:
             return
         batch, self.batch = self.batch, Batch()
         batch.offsets = self.starting_offsets.mark(self.consumer.position(self.consumer.assignment()))
-        self.writes.append((batch, self.writer.submit(self.write, batch)))
+        self.writes.append((batch, Future()))
+        self.to_write.put(self.writes[-1])
         self.full_since = None
         if self.paused:
             self.paused = False
             self.consumer.resume(self.consumer.assignment())
 
-    def write(self, batch: Batch) -> Stored | None:
-        """Store the batch, for as long as it takes; None if it was abandoned meanwhile. In the writer thread."""
+    def write_for_ever(self) -> None:
+        """Store one batch after the other. The writer thread."""
+        while True:
+            batch, write = self.to_write.get()
+            try:
+                write.set_result(self.store(batch))
+            except Exception as error:
+                write.set_exception(error)
+
+    def store(self, batch: Batch) -> Stored | None:
+        """Store the batch, for as long as it takes; None if it was abandoned meanwhile."""
         delay = 0.1
         while not batch.abandoned.is_set():
             try:

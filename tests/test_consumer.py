@@ -1,12 +1,18 @@
 """The consumer as a real process, between a real broker and a real database."""
 
 import json
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from local_stack import SERVER_USER
 from pipeline.trade import Trade, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
@@ -302,3 +308,105 @@ def test_a_value_of_a_megabyte_is_a_dead_letter(
     eventually(lambda: database.count() == 1)
     eventually(lambda: [letter.value() for letter in broker.read(f"{topic}.dlq")] == [huge])
     assert consumer.stop() == 0
+
+
+@pytest.fixture
+def small_disk(own_postgres: Postgres) -> Iterator[Path]:
+    """Put the table of `own_postgres` on a file system of 16 MB."""
+    disk = own_postgres.folder / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=777", "tmpfs", str(disk)]).returncode != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    (disk / "space").mkdir(mode=0o700)
+    shutil.chown(disk / "space", SERVER_USER)
+    with closing(own_postgres.database.connect()) as connection:
+        connection.autocommit = True  # as CREATE TABLESPACE asks for
+        connection.cursor().execute(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
+    own_postgres.database.query("ALTER TABLE trades SET TABLESPACE small")
+    yield disk
+    own_postgres.stop()
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_no_trades_fault(
+    broker: Kafka, own_postgres: Postgres, small_disk: Path, topic: str, run_script: RunScript
+) -> None:
+    database = own_postgres.database
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning", DATABASE_URL=own_postgres.url)
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (12 << 20))
+    trades = [trade() for _ in range(60_000)]
+    broker.produce(topic, trades)
+    consumer.wait_for_line("No space left on device")
+    filler.unlink()
+    eventually(lambda: database.count() == len(trades), timeout=60)
+    assert consumer.stop() == 0
+    assert f"{topic}.dlq" not in broker.topics() or not broker.read(f"{topic}.dlq")
+
+
+def test_a_broker_that_crashes_is_waited_for(
+    own_broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    consumer = started(run_script, "--from-beginning", KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers)
+    own_broker.produce(topic, [trade() for _ in range(100)])
+    eventually(lambda: database.count() == 100)
+    own_broker.kill()
+    consumer.wait_for_line("⚠️  Kafka at")
+    own_broker.start()
+    if not own_broker.keeps_topics:
+        own_broker.create_topic(topic)
+    own_broker.produce(topic, [trade() for _ in range(100)])
+    eventually(lambda: database.count() == 200, timeout=60)
+    assert consumer.stop() == 0
+
+
+def test_a_stop_while_the_broker_is_down(
+    own_broker: Kafka, database: Database, topic: str, run_script: RunScript
+) -> None:
+    consumer = started(run_script, "--from-beginning", KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers)
+    own_broker.produce(topic, [trade()])
+    eventually(lambda: database.count() == 1)
+    own_broker.kill()
+    consumer.wait_for_line("⚠️  Kafka at")
+    assert consumer.stop() == 0  # within the ten seconds that Script.stop grants
+    assert "1 trades stored" in consumer.stdout
+
+
+def test_a_stop_while_a_lock_keeps_the_table(
+    broker: Kafka, database: Database, topic: str, run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    with closing(database.connect()) as connection:
+        connection.cursor().execute("LOCK TABLE trades IN ACCESS EXCLUSIVE MODE")
+        broker.produce(topic, [trade() for _ in range(100)])
+        eventually(
+            lambda: database.query(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'"
+            )
+        )
+        assert consumer.stop() == 0
+    again = started(run_script)
+    eventually(lambda: database.count() == 100)
+    assert again.stop() == 0
+
+
+def test_consumers_that_join_and_leave_share_the_partitions(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic, partitions=6)
+    batches = [[trade(ticker=f"T{number}") for _ in range(2_000)] for number in range(12)]
+    consumers = [started(run_script, "--from-beginning")]
+    for number, batch in enumerate(batches):
+        broker.produce(topic, batch, key=f"T{number}".encode())
+        if number in (2, 4):
+            consumers.append(started(run_script))
+        if number == 7:
+            consumers.pop().stop(signal.SIGKILL)
+        if number == 9:
+            assert consumers.pop(0).stop() == 0
+    eventually(lambda: database.count() == 24_000, timeout=90)
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0, timeout=60)
+    for consumer in consumers:
+        assert consumer.stop() == 0
