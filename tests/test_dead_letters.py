@@ -1,0 +1,52 @@
+"""Dead letters on a real broker: the message as it came, the reason beside it, and a word when Kafka has it."""
+
+from pipeline.dead_letters import MAX_REASON_LENGTH, DeadLetters, reasons
+from pipeline.settings import read_settings
+from pipeline.trade import InvalidTrade
+from tests.services import Kafka, eventually
+
+
+def test_a_dead_letter_is_its_message_and_the_reason(broker: Kafka, topic: str, environment: dict[str, str]) -> None:
+    broker.create_topic(topic)
+    broker.create_topic(f"{topic}.dlq")
+    broker.produce(topic, [b"good", b"\x00\xff bad"], key=b"\xfe key")
+    message = broker.read(topic)[1]
+    letters = DeadLetters(read_settings(environment))
+    acknowledged: list[bool] = []
+    letters.publish(message, InvalidTrade("é" * 2 * MAX_REASON_LENGTH), lambda: acknowledged.append(True))
+    assert not acknowledged, "Kafka cannot have answered before it was asked"
+    letters.flush(30)
+    assert acknowledged == [True]
+    [letter] = broker.read(f"{topic}.dlq")
+    assert (letter.value(), letter.key()) == (b"\x00\xff bad", b"\xfe key")
+    assert letter.timestamp() == message.timestamp()
+    assert reasons(letter) == {
+        "topic": topic,
+        "partition": "0",
+        "offset": "1",
+        "exception.class.name": "pipeline.trade.InvalidTrade",
+        "exception.message": "é" * MAX_REASON_LENGTH,
+    }
+
+
+def test_a_broker_that_is_away_is_waited_for(own_broker: Kafka, topic: str, environment: dict[str, str]) -> None:
+    own_broker.create_topic(topic)
+    own_broker.create_topic(f"{topic}.dlq")
+    own_broker.produce(topic, [b"bad"])
+    [message] = own_broker.read(topic)
+    letters = DeadLetters(read_settings(environment | {"KAFKA_BOOTSTRAP_SERVERS": own_broker.bootstrap_servers}))
+    acknowledged: list[bool] = []
+    own_broker.stop()
+    letters.publish(message, InvalidTrade("bad"), lambda: acknowledged.append(True))
+    letters.flush(1)
+    assert not acknowledged
+    own_broker.start()
+    if not own_broker.keeps_topics:
+        own_broker.create_topic(f"{topic}.dlq")
+
+    def arrived() -> bool:
+        letters.flush(0.1)
+        return bool(acknowledged)
+
+    eventually(arrived, timeout=60)
+    assert [letter.value() for letter in own_broker.read(f"{topic}.dlq")] == [b"bad"]
