@@ -182,11 +182,11 @@ def draw_key_figures(seen: Figures) -> None:
 
 def draw_watchlist(watchlist: pd.DataFrame) -> None:
     """Draw a row per ticker."""
-    direction = watchlist["change"].map(lambda change: "▲" if change > 0 else "▼" if change < 0 else "＝")
-    colour = direction.map({"▲": f"color: {BUY}", "▼": f"color: {SELL}", "＝": ""}).tolist()
+    rows = zip(watchlist["change"], watchlist["last"], strict=True)
     table = watchlist.assign(
-        last=direction + " " + watchlist["last"].map("{:,.2f}".format), buy_share=watchlist["buy_share"] * 100
+        last=[f"{arrow(change)} {last:,.2f}" for change, last in rows], buy_share=watchlist["buy_share"] * 100
     )
+    colour = [f"color: {BUY if change > 0 else SELL}" if change else "" for change in watchlist["change"]]
     styled = table.reset_index().style.apply(lambda column: colour, subset=["last", "change", "change_percent"])
     number, price = st.column_config.NumberColumn, partial(st.column_config.NumberColumn, format="%.2f", width=64)
     st.dataframe(
@@ -277,6 +277,11 @@ def clock(moment: datetime | None) -> str:
     return "never" if moment is None else f"{moment:%H:%M:%S} UTC"
 
 
+def arrow(change: float) -> str:
+    """Return the direction of a change, so that it is not told by colour alone."""
+    return "▲" if change > 0 else "▼" if change < 0 else "＝"
+
+
 def duration(step: timedelta) -> str:
     """Return a step of the session as people say it."""
     seconds = int(step.total_seconds())
@@ -284,8 +289,8 @@ def duration(step: timedelta) -> str:
 
 
 def literal(text: str) -> str:
-    """Return text so that Streamlit, which reads Markdown, shows it as it is."""
-    return re.sub(r"([^\w\s])", r"\\\1", text)
+    """Return text so that Streamlit shows it as it is: no Markdown, and no :cat: or -> that becomes a picture."""
+    return re.sub(r"([!-/:-@\[-`{-~])", "\\\\\\1\u2060", text)
 
 
 if __name__ == "__main__":

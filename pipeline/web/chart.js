@@ -2,7 +2,12 @@
 // Streamlit calls this once a tick with the new figure; `parentElement` lives as long as the chart is on the page.
 
 const LIBRARY = "component/pipeline.charts.plotly/plotly.min.js"; // 4.8 MB, loaded once and shared by all charts
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const CONFIG = {
+  responsive: true,
+  displaylogo: false,
+  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]], // not the one that sends charts to a cloud
+  plotlyServerURL: "",
+};
 
 function library() {
   window.plotlyLoaded ??= new Promise((resolve, reject) => {

@@ -1,0 +1,276 @@
+"""The page in a real browser: what stays as the viewer left it while the figures move, and what it asks the network."""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC
+from typing import NamedTuple
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, Row, chromium, dashboard, insert, utc_now
+from tests.services import Postgres, eventually
+
+expect.set_options(timeout=20_000)  # milliseconds: the first page loads megabytes of scripts
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+
+FAST = "/?every=1+s"
+PRICE = ".st-key-price .js-plotly-plot"
+WATCHLIST, TAPE = ".stDataFrame >> nth=0", ".stDataFrame >> nth=1"
+SCROLLER = f"{TAPE} >> .dvn-scroller"
+AXE_RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+
+
+class Site(NamedTuple):
+    address: str
+    postgres: Postgres
+
+    def store(self, *rows: Row) -> None:
+        insert(self.postgres.database, rows)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Postgres() as postgres, dashboard(postgres.url) as address:
+        yield Site(address, postgres)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def market(site: Site) -> Market:
+    """A market whose last 200 trades are all that the table holds."""
+    site.postgres.database.query("TRUNCATE trades")
+    market = Market()
+    site.store(*market.until_now(200, seconds=20))
+    return market
+
+
+@pytest.fixture
+def open_page(browser: Browser, site: Site) -> Iterator[Callable[..., Page]]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+
+    def open_page(view: str = FAST) -> Page:
+        page = context.new_page()
+        page.goto(site.address + view)
+        expect(page.locator(".status [role=status]")).not_to_be_empty()
+        return page
+
+    yield open_page
+    context.close()
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page], market: Market) -> Page:
+    page = open_page()
+    expect(page.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(7)
+    expect(page.locator(SCROLLER)).to_be_visible()
+    return page
+
+
+@pytest.fixture
+def next_tick(page: Page, site: Site, market: Market) -> Callable[[], None]:
+    """Let a trade arrive, and wait until the page shows it."""
+
+    def tick() -> None:
+        newest = utc_now()
+        site.store(market.trade(newest))
+        wait_until_shown(page, newest.replace(tzinfo=UTC).timestamp())
+
+    return tick
+
+
+def wait_until_shown(page: Page, newest: float) -> None:
+    """Wait until the price chart reaches a moment, in seconds since 1970."""
+    page.wait_for_function(
+        """([chart, newest]) => document.querySelector(chart)?.data.some(
+            (line) => line.x.some((time) => Date.parse(time + "Z") >= newest))""",
+        arg=[PRICE, int(newest * 1000)],
+    )
+
+
+def cells(page: Page, table: str, column: int) -> list[str]:
+    """Return what a table shows in a column; the grid is a picture, beside which it keeps a table for screen readers."""
+    return page.locator(f"{table} >> [role=gridcell][aria-colindex='{column}']").all_text_contents()
+
+
+def test_charts_move_in_place_and_keep_zoom_legend_and_hover(page: Page, next_tick: Callable[[], None]) -> None:
+    chart = page.locator(PRICE)
+    chart.evaluate("(chart) => { chart.mark = 'the same element' }")
+    page.locator(f"{PRICE} .legendtoggle").first.click()
+    expect(page.locator(f"{PRICE} .traces").first).to_have_css("opacity", "0.5")
+    area = page.locator(f"{PRICE} .nsewdrag").first.bounding_box()
+    assert area
+    page.mouse.move(area["x"] + area["width"] * 0.3, area["y"] + area["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] * 0.8, area["y"] + area["height"] * 0.5, steps=5)
+    page.mouse.up()
+    page.wait_for_function("(chart) => document.querySelector(chart).layout.xaxis.autorange === false", arg=PRICE)
+    zoom = chart.evaluate("(chart) => chart.layout.xaxis.range")
+    page.mouse.move(area["x"] + area["width"] * 0.5, area["y"] + area["height"] * 0.4)
+    expect(page.locator(f"{PRICE} .hoverlayer .legend")).to_be_visible()
+
+    for _ in range(3):
+        next_tick()
+
+    assert chart.evaluate("(chart) => chart.mark") == "the same element"
+    assert chart.evaluate("(chart) => chart.layout.xaxis.range") == zoom
+    assert chart.evaluate("(chart) => chart.data[0].visible ?? chart._fullData[0].visible") == "legendonly"
+    expect(page.locator(f"{PRICE} .hoverlayer .legend")).to_be_visible()
+
+
+def test_a_table_keeps_its_scroll_and_sort(page: Page, next_tick: Callable[[], None]) -> None:
+    box = page.locator(f"{TAPE} >> canvas").first.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 260, box["y"] + 14)  # the price's header, drawn on the canvas
+    eventually(lambda: is_sorted([float(cell.replace(",", "")) for cell in cells(page, TAPE, 4)]))
+    page.locator(SCROLLER).evaluate("(scroller) => { scroller.scrollTop = 1300 }")
+    for _ in range(2):
+        next_tick()
+    assert page.locator(SCROLLER).evaluate("(scroller) => scroller.scrollTop") == 1300
+    assert is_sorted([float(cell.replace(",", "")) for cell in cells(page, TAPE, 4)])
+
+
+def is_sorted(values: list[float]) -> bool:
+    return len(values) > 3 and values == sorted(values)
+
+
+def test_nothing_fades_while_the_page_moves(page: Page, next_tick: Callable[[], None]) -> None:
+    page.evaluate(
+        """() => { window.faded = 0; new MutationObserver((changes) => { window.faded += changes.filter(
+            (change) => change.target.dataset.stale === "true").length }).observe(
+            document.body, { subtree: true, attributes: true, attributeFilter: ["data-stale"] }) }"""
+    )
+    for _ in range(3):
+        next_tick()
+    assert page.evaluate("() => window.faded") == 0
+
+
+def test_what_matters_first_fits_the_window(page: Page) -> None:
+    for panel in (".status", ".stMetric", WATCHLIST, ".st-key-price", ".st-key-volume"):
+        box = page.locator(panel).last.bounding_box()
+        assert box
+        assert box["y"] + box["height"] <= 900, panel
+    tape = page.locator(TAPE).bounding_box()
+    assert tape
+    assert tape["y"] <= 700
+
+
+def test_a_phone_shows_it_all_without_scrolling_sideways(page: Page) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    expect(page.locator(f"{PRICE} .main-svg").first).to_have_js_property("clientWidth", 400 - 28)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
+    for panel in page.locator(".stMetric, .st-key-price, .stDataFrame").all():
+        box = panel.bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 400
+
+
+def test_no_other_host_is_asked(browser: Browser, market: Market, site: Site) -> None:
+    asked: set[str] = set()
+    page = browser.new_page()
+    page.on("request", lambda request: asked.add(request.url))
+    page.goto(site.address)
+    expect(page.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(7)
+    page.get_by_label("Tickers").click()
+    page.close()
+    foreign = [url for url in asked if not url.startswith((site.address, "data:", "blob:"))]
+    assert not foreign
+
+
+def test_pause_stops_everything_that_moves(page: Page, open_page: Callable[..., Page], site: Site) -> None:
+    page.get_by_text("Pause").click()
+    status = page.locator(".status")
+    expect(status).to_contain_text("PAUSED")
+    before = status.inner_text(), cells(page, TAPE, 1)
+    other, newest = open_page(), utc_now()
+    site.store(Market(seed=2).trade(newest))
+    wait_until_shown(other, newest.replace(tzinfo=UTC).timestamp())
+    page.get_by_text("indexed").click()  # a paused page still answers its viewer …
+    page.wait_for_function("(chart) => document.querySelector(chart).data[0].y[0] === 100", arg=PRICE)
+    assert (status.inner_text(), cells(page, TAPE, 1)) == before  # … about the same trades
+    page.get_by_text("Pause").click()
+    wait_until_shown(page, newest.replace(tzinfo=UTC).timestamp())
+
+
+def test_the_address_carries_the_view(page: Page, open_page: Callable[..., Page]) -> None:
+    page.get_by_text("sell", exact=True).click()
+    page.get_by_text("indexed").click()
+    page.get_by_label("Tickers").click()
+    page.get_by_role("option", name="TSLA").click()
+    expect(page).to_have_url(re.compile("tickers=TSLA"))
+    view = page.url[page.url.index("/?") :]
+    assert {"side=sell", "scale=indexed", "every=1+s"} < set(view[2:].split("&"))
+    shared = open_page(view)
+    expect(shared.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(1)
+    expect(shared.locator(".stMetric").last).to_contain_text("0.0%")  # bought
+    eventually(lambda: set(cells(shared, TAPE, 2)) == {"TSLA"})
+
+
+def test_a_stopped_database_leaves_the_last_good_data_and_comes_back_by_itself(page: Page, site: Site) -> None:
+    status, tape = page.locator(".status"), cells(page, TAPE, 1)
+    site.postgres.stop()
+    try:
+        expect(status).to_contain_text("DATABASE DOWN")
+        expect(status).to_contain_text("is it running")
+        assert cells(page, TAPE, 1) == tape
+        expect(page.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(7)
+        assert "kafka_password" not in page.content()
+        assert "SELECT" not in page.content()
+    finally:
+        site.postgres.start()
+    expect(status).to_contain_text("LIVE")
+
+
+def test_the_page_is_accessible(page: Page) -> None:
+    """By the rules that a machine can check, in WCAG 2.2's levels A and AA."""
+    page.get_by_text("Pause").click()
+    expect(page.locator(".status")).to_contain_text("PAUSED")
+    results = Axe().run(page, options=AXE_RULES)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_charts_say_in_words_what_they_show(page: Page) -> None:
+    expect(page.locator(".st-key-price figcaption")).to_contain_text(re.compile(r"TSLA last [\d,.]+, [+-][\d.]+ %"))
+    expect(page.locator(".st-key-volume figcaption")).to_contain_text(re.compile(r"TSLA [\d,]+, \d+% bought"))
+    expect(page.locator(".st-key-session_chart figcaption")).to_contain_text(re.compile(r"AAPL: open [\d,.]+"))
+
+
+@pytest.mark.parametrize("name", ["<b>x</b>", "**x**", "$x$ :cat:", "a & b", "&lt;", "[x](y)"])
+def test_text_is_shown_as_text(open_page: Callable[..., Page], site: Site, name: str) -> None:
+    site.postgres.database.query("TRUNCATE trades")
+    site.store(("an id", name, 12.5, 10, "buy", utc_now()))
+    page = open_page()
+    for place in (page.locator(".stMetric").nth(3), page.locator(".stHeading").last):
+        eventually(lambda place=place: name in place.inner_text().replace("\u2060", ""), timeout=20)
+    expect(page.locator(".st-key-volume .xtick text")).to_have_text(name)
+    eventually(lambda: cells(page, TAPE, 2) == [name])
+
+
+def test_the_trades_on_the_screen_can_be_taken_home(page: Page, site: Site) -> None:
+    with page.expect_download() as download:
+        page.get_by_text("CSV").click()
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0] == "trade_id,ticker,price,volume,side,timestamp"
+    assert len(lines) == 201
+
+
+def test_an_empty_table_and_a_missing_one_say_so(open_page: Callable[..., Page], site: Site) -> None:
+    site.postgres.database.query("TRUNCATE trades")
+    page = open_page()
+    expect(page.locator(".status")).to_contain_text("EMPTY")
+    expect(page.locator(".stAlert")).to_contain_text("No trades yet")
+    site.postgres.database.query("ALTER TABLE trades RENAME TO elsewhere")
+    try:
+        expect(page.locator(".stAlert")).to_contain_text("There is no table")
+    finally:
+        site.postgres.database.query("ALTER TABLE elsewhere RENAME TO trades")
+    site.store(Market().trade(utc_now()))
+    expect(page.locator(".status")).to_contain_text("LIVE")
+    expect(page.locator(f"{PRICE} .scatterlayer .trace .points path")).to_have_count(1)
