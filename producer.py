@@ -42,6 +42,7 @@ NOMINAL_RATE = 250_000  # trades/s at which time passes for `--rate max --seed N
 CHUNK = 500  # trades between two looks at the clock
 SECONDS_FOR_BROKER = 30.0  # that a start waits for Kafka
 SECONDS_TO_STOP = 10.0  # that a stop waits for acknowledgements
+SECONDS_OF_SILENCE = 3.0  # without an acknowledgement that are an outage
 SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed
 
 KAFKA_DEFAULTS: dict[str, Any] = {
@@ -69,6 +70,7 @@ class TradeProducer:
         self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self._began = self._second_began = time.monotonic()
         self._sent_before = self._acknowledged_before = 0
+        self._silent_for = 0.0  # seconds that trades wait for the next acknowledgement
         callbacks = {
             "error_cb": self._on_error,
             "on_delivery": self._on_delivery,
@@ -146,7 +148,12 @@ class TradeProducer:
             return
         acknowledged = self.acknowledged
         if acknowledged > self._acknowledged_before:
+            self._silent_for = 0.0
             self._outage.end()
+        elif self.in_flight:
+            self._silent_for += passed
+            if self._silent_for > SECONDS_OF_SILENCE:
+                self._outage.report("nothing is acknowledged")
         if self.rate > READABLE_RATE and self.sent > 1:
             rate = (self.sent - self._sent_before) / passed
             print(

@@ -149,7 +149,7 @@ class TradeProvider(BaseProvider):
 
     `clock` returns nanoseconds since 1970 and stamps the trades. `market_clock`, when given, is what moves prices in
     its place, asked once a trade: with one that depends on nothing but how often it was asked, a seed reproduces every
-    price to the cent. Tickers, sides, volumes and the random bits of the ids follow from the seed in any case.
+    price to the cent. Tickers, sides and the random bits of the ids follow from the seed in any case.
     """
 
     def __init__(

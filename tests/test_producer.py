@@ -1,0 +1,250 @@
+"""The producer as a process, against a real broker: what it prints, what it counts, and what is in the topic."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
+from confluent_kafka import Message
+
+import producer
+from pipeline.trade import Trade, decode
+from tests.conftest import RunScript
+from tests.services import ROOT, Kafka, eventually, free_port
+
+PRINTED = re.compile(
+    r"📤 (?P<timestamp>\S+Z)  (?P<ticker>\w+) +(?P<side>buy|sell) +(?P<volume>[\d,]+) @ (?P<price>[\d,.]+)"
+    r"  → (?P<topic>\S+), partition (?P<partition>\d+), offset (?P<offset>\d+)"
+)
+EACH_SECOND = re.compile(
+    r"📤 [\d,]+ trades/s; ([\d,]+) sent, ([\d,]+) acknowledged, ([\d,]+) in flight, ([\d,]+) errors"
+)
+SUMMARY = re.compile(r" ([\d,]+) trades acknowledged by Kafka in [\d.]+ s, ([\d,]+) not delivered\.$")
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def summary(stdout: str) -> tuple[int, int]:
+    """Return the trades acknowledged and not delivered, as the last line says."""
+    match = SUMMARY.search(stdout.splitlines()[-1])
+    assert match, stdout
+    return number(match[1]), number(match[2])
+
+
+def trades(messages: list[Message]) -> list[Trade]:
+    return [decode(message.value()) for message in messages]
+
+
+@contextmanager
+def asleep(broker: Kafka) -> Iterator[None]:
+    """A broker that is there and does not answer."""
+    assert broker.process is not None
+    os.kill(broker.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(broker.process.pid, signal.SIGCONT)
+
+
+def test_a_count_at_full_speed_is_in_the_topic_once_each(broker: Kafka, topic: str, run_script: RunScript) -> None:
+    script = run_script("producer.py", "--count", "20000", "--rate", "max")
+    assert script.wait() == 0
+    messages = broker.read(topic)
+    ids = [trade.trade_id for trade in trades(messages)]
+    assert len(ids) == len(set(ids)) == 20_000
+    assert all(earlier < later for earlier, later in pairwise(ids))  # one partition
+    assert all((message.key() or b"").decode() == decode(message.value()).ticker for message in messages)
+    assert summary(script.stdout) == (20_000, 0)
+    assert script.stderr == ""
+
+
+def test_each_trade_and_its_delivery_are_printed_at_a_readable_rate(
+    broker: Kafka, topic: str, run_script: RunScript
+) -> None:
+    script = run_script("producer.py", "--count", "5", "--rate", "20")
+    assert script.wait() == 0
+    printed = [match.groupdict() for line in script.stdout.splitlines() if (match := PRINTED.match(line))]
+    expected = [
+        {
+            "timestamp": trade.timestamp,
+            "ticker": trade.ticker,
+            "side": trade.side,
+            "volume": f"{trade.volume:,}",
+            "price": f"{trade.price:,.2f}",
+            "topic": topic,
+            "partition": "0",
+            "offset": str(offset),
+        }
+        for offset, trade in enumerate(trades(broker.read(topic)))
+    ]
+    assert printed == expected
+    assert "; 60% of 5, 0:00:00 left" in script.stdout
+
+
+def test_above_a_line_a_second_counts(run_script: RunScript) -> None:
+    script = run_script("producer.py", "--rate", "500", "--count", "1500")
+    assert script.wait() == 0
+    lines = [line for line in script.stdout.splitlines() if EACH_SECOND.match(line)]
+    assert lines
+    for line in lines:
+        match = EACH_SECOND.match(line)
+        assert match
+        sent, acknowledged, in_flight, errors = map(number, match.groups())
+        assert sent == acknowledged + in_flight + errors
+        assert re.search(r"; \d+% of 1,500, 0:00:\d\d left$", line)
+    assert not PRINTED.search(script.stdout)
+
+
+@pytest.mark.parametrize("rate", ["1000", "max"])
+def test_a_seed_makes_the_same_trades(rate: str, broker: Kafka, topic: str, run_script: RunScript) -> None:
+    def values(topic: str) -> list[tuple[object, ...]]:
+        words = ("producer.py", "--seed", "7", "--count", "2000", "--rate", rate)
+        assert run_script(*words, KAFKA_TOPIC=topic).wait() == 0
+        return [
+            (trade.ticker, trade.price, trade.volume, trade.side, trade.trade_id[19:])
+            for trade in trades(broker.read(topic))
+        ]
+
+    assert values(f"{topic}-1") == values(f"{topic}-2")
+
+
+@pytest.mark.parametrize("rate", ["1", "2000", "max"])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_delivers_what_was_sent(
+    rate: str, ending: signal.Signals, broker: Kafka, topic: str, run_script: RunScript
+) -> None:
+    script = run_script("producer.py", "--rate", rate)
+    script.wait_for_line("📤")
+    assert script.stop(ending) == 0
+    acknowledged, lost = summary(script.stdout)
+    assert acknowledged == len(broker.read(topic)) > 0
+    assert lost == 0
+    assert script.stderr == ""
+
+
+def test_a_stop_before_the_first_trade_is_as_orderly(run_script: RunScript) -> None:
+    script = run_script("producer.py", KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}")
+    script.wait_for_line("⏳")
+    assert script.stop() == 0
+    assert script.stdout == "Producer stopped before it started."
+    assert len(script.stderr.splitlines()) == 1
+
+
+def test_a_broker_that_was_away_gets_every_trade_once(own_broker: Kafka, topic: str, run_script: RunScript) -> None:
+    script = run_script(
+        "producer.py", "--rate", "1000", "--count", "5000",
+        KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers,
+        KAFKA_SOCKET_TIMEOUT_MS="1000",  # so that requests are repeated within the test's patience
+        KAFKA_QUEUE_BUFFERING_MAX_MESSAGES="1000",  # so that the queue is full, too
+    )  # fmt: skip
+    script.wait_for_line("trades/s")
+    with asleep(own_broker):
+        script.wait_for_line("1,000 in flight")
+        script.wait_for_line("⚠️")
+        assert script.running
+    script.wait_for_line("works again")
+    assert script.wait(60) == 0
+    assert summary(script.stdout) == (5_000, 0)
+    ids = [trade.trade_id for trade in trades(own_broker.read(topic))]
+    assert len(ids) == len(set(ids)) == 5_000
+
+
+def test_a_stop_while_the_broker_is_away_says_what_was_not_delivered(
+    own_broker: Kafka, topic: str, run_script: RunScript
+) -> None:
+    script = run_script("producer.py", "--rate", "1000", KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers)
+    script.wait_for_line("trades/s")
+    with asleep(own_broker):
+        before = len(script.stdout_lines)
+        eventually(lambda: any(" 0 in flight" not in line for line in list(script.stdout_lines)[before:]))
+        assert script.stop(timeout=15) == 0
+    acknowledged, lost = summary(script.stdout)
+    assert lost > 0
+    # The one request that was on its way when the broker fell asleep is in the topic, though nobody ever said so.
+    assert acknowledged <= len(own_broker.read(topic)) <= acknowledged + lost
+    sent = [number(match[1]) for line in script.stdout_lines if (match := EACH_SECOND.match(line))]
+    assert acknowledged + lost >= sent[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--rate", "0"),
+        ("--rate", "-1"),
+        ("--rate", "abc"),
+        ("--rate", "nan"),
+        ("--rate", "inf"),
+        ("--rate", "."),
+        ("--count", "-5"),
+        ("--count", "0"),
+        ("--count", "1.5"),
+        ("--seed", "x"),
+        ("--colour", "red"),
+        ("orders",),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["producer.py", *words])
+    with pytest.raises(SystemExit) as end:
+        producer.main()
+    output = capsys.readouterr()
+    assert end.value.code == 2
+    assert len(output.err.splitlines()) == 1
+    assert words[0] in output.err
+    assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "said"),
+    [
+        ({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, 1, "docker compose up -d"),
+        ({"KAFKA_ACKS": "1"}, 1, "acks"),
+        ({"KAFKA_COLOUR": "red"}, 1, "colour"),
+        ({"KAFKA_TOPIC_PARTITIONS": "many"}, 2, "KAFKA_TOPIC_PARTITIONS"),
+    ],
+)
+def test_a_wrong_environment_is_one_line_that_names_it(
+    variables: dict[str, str],
+    code: int,
+    said: str,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in (environment | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["producer.py"])
+    monkeypatch.setattr(producer, "SECONDS_FOR_BROKER", 0.5)
+    assert producer.main() == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("⏳")]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_help_shows_how_it_is_used(run_script: RunScript) -> None:
+    script = run_script("producer.py", "--help")
+    assert script.wait() == 0
+    for words in ("python producer.py --rate max", "--rate", "--count", "--seed"):
+        assert words in script.stdout
+
+
+def test_a_reader_of_its_lines_may_leave(environment: dict[str, str]) -> None:
+    command = [sys.executable, "producer.py", "--rate", "20"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert "📤" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
