@@ -1,0 +1,72 @@
+"""What a container of docker-compose.yml would run, run here: its programs, against the servers of the tests."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from local_stack import POSTGRES_BINARIES
+from tests.services import KAFKA_VERSION, PASSWORD, ROOT, maven_jars
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+# The scripts in the Kafka image's /usr/bin that README.md and docker-compose.yml use, and the classes they start.
+KAFKA_TOOLS = {
+    "kafka-topics": "org.apache.kafka.tools.TopicCommand",
+    "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+    "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+}
+POSTGRES_PROGRAMS = ("psql", "pg_isready")
+
+
+def interpolated(value: object, variables: Mapping[str, str]) -> str:
+    """Return a value of the Compose file as Compose reads it: `${NAME:-default}` replaced."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1]) or found[2], str(value))
+
+
+def environment_in_container(service: str, **variables: str) -> dict[str, str]:
+    """Return the variables that the service's container gets when Compose is run with these."""
+    return {name: interpolated(value, variables) for name, value in SERVICES[service]["environment"].items()}
+
+
+def run_kafka_tool(
+    words: Sequence[str], bootstrap_servers: str, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run `kafka-topics …` as in the container `kafka`, on another broker."""
+    tool, *arguments = words
+    jars = maven_jars(Path(__file__).parent / "kafka" / "tools.xml", "kafka-tools", KAFKA_VERSION)
+    quiet = ["-Xmx128m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"]
+    addressed = [bootstrap_servers if word in ("localhost:9092", "kafka:29092") else word for word in arguments]
+    return _run(["java", *quiet, "-cp", f"{jars}/*", KAFKA_TOOLS[tool], *addressed])
+
+
+def run_postgres_program(
+    words: Sequence[str], database_url: str, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `psql …` as in the container `postgres`, on another server, with `text` as its input."""
+    program, *arguments = words
+    assert program in POSTGRES_PROGRAMS
+    port = urlsplit(database_url).port
+    variables = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGPASSWORD": PASSWORD, "PAGER": "cat"}
+    return _run([str(POSTGRES_BINARIES / program), *arguments], os.environ | variables, text)
+
+
+def _run(
+    command: list[str], environment: Mapping[str, str] | None = None, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env=environment,
+        input=text or "",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )

@@ -1,0 +1,309 @@
+"""docker-compose.yml and Dockerfile, as far as they can be tried without an engine: every part of them for real."""
+
+import ast
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import jsonschema
+import psycopg2
+import pytest
+
+from local_stack import Address, database_command
+from pipeline.database import table_problem
+from pipeline.settings import DEFAULT_DATABASE_URL, read_settings
+from tests.conftest import RunScript
+from tests.containers import (
+    COMPOSE,
+    SERVICES,
+    environment_in_container,
+    interpolated,
+    run_kafka_tool,
+    run_postgres_program,
+)
+from tests.services import ROOT, ApacheKafka, Kafka, Postgres, eventually, free_port
+
+INFRASTRUCTURE = {"kafka", "postgres", "topic"}
+SCRIPTS = {"producer", "consumer", "dashboard"}
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+# -- what the file says
+
+
+def test_it_is_valid_by_the_compose_specification() -> None:
+    schema = json.loads((Path(__file__).parent / "compose" / "compose-spec.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(COMPOSE)
+
+
+def test_without_a_profile_it_is_infrastructure_only() -> None:
+    assert {name for name, service in SERVICES.items() if "profiles" not in service} == INFRASTRUCTURE
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["app"]} == SCRIPTS
+
+
+def test_docker_exec_finds_its_containers_and_a_script_can_be_scaled() -> None:
+    named = {name: service["container_name"] for name, service in SERVICES.items() if "container_name" in service}
+    assert named == {"kafka": "kafka", "postgres": "postgres"}
+
+
+def test_every_port_is_published_on_the_loopback_address_only() -> None:
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert sorted(published) == ["127.0.0.1:5432:5432", "127.0.0.1:8501:8501", "127.0.0.1:9092:9092"]
+
+
+def test_every_image_is_pinned_to_one_release() -> None:
+    images = [service["image"] for service in SERVICES.values()] + re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert all(re.search(r":\d+\.\d+(\.\d+)?(-slim-\w+)?$", image) for image in images), images
+
+
+def test_who_goes_on_running_has_a_health_check_and_waits_for_those_it_needs() -> None:
+    assert {name for name, service in SERVICES.items() if "healthcheck" not in service} == {"topic"}
+    waits = {
+        name: {needed: how["condition"] for needed, how in service["depends_on"].items()}
+        for name, service in SERVICES.items()
+        if "depends_on" in service
+    }
+    kafka = {"kafka": "service_healthy", "topic": "service_completed_successfully"}
+    database = {"postgres": "service_healthy"}
+    assert waits == {
+        "topic": {"kafka": "service_healthy"},
+        "producer": kafka,
+        "consumer": kafka | database,
+        "dashboard": database,
+    }
+
+
+def test_every_named_volume_is_declared_and_used_where_the_image_keeps_its_data() -> None:
+    mounted = [mount.split(":") for service in SERVICES.values() for mount in service.get("volumes", [])]
+    places = {source: target for source, target, *_ in mounted}
+    assert places == {
+        "kafka-data": "/var/lib/kafka/data",
+        "postgres-data": "/var/lib/postgresql",  # of the image's version 18; it was …/data before
+        "./sql": "/docker-entrypoint-initdb.d",
+    }
+    assert set(COMPOSE["volumes"]) == {"kafka-data", "postgres-data"}
+    assert SERVICES["kafka"]["environment"]["KAFKA_LOG_DIRS"] == places["kafka-data"]
+
+
+# -- what the scripts read of it
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_a_script_in_a_container_finds_kafka_and_postgres(script: str) -> None:
+    settings = read_settings(environment_in_container(script))
+    assert f"//{settings.bootstrap_servers}" in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+    assert settings.bootstrap_servers.partition(":")[0] in SERVICES
+    assert_is_the_database_of_compose(settings.database_url, host="postgres")
+    assert settings.kafka == {"bootstrap.servers": settings.bootstrap_servers}
+    defaults = read_settings({})
+    assert (settings.topic, settings.group_id) == (defaults.topic, defaults.group_id)
+
+
+def test_a_script_on_this_machine_finds_them_without_a_setting() -> None:
+    settings = read_settings({})
+    assert f"//{settings.bootstrap_servers}," in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+    assert_is_the_database_of_compose(DEFAULT_DATABASE_URL, host="localhost")
+
+
+def assert_is_the_database_of_compose(url: str, host: str) -> None:
+    parts, variables = urlsplit(url), SERVICES["postgres"]["environment"]
+    assert (parts.hostname, parts.port) == (host, 5432)
+    assert (parts.username, parts.password, parts.path.lstrip("/")) == (
+        variables["POSTGRES_USER"],
+        variables["POSTGRES_PASSWORD"],
+        variables["POSTGRES_DB"],
+    )
+
+
+@pytest.mark.parametrize("partitions", ["1", "6"])
+def test_one_variable_sets_the_partitions_for_the_topic_and_the_scripts(partitions: str) -> None:
+    assert interpolated(SERVICES["topic"]["command"][-1], {"KAFKA_TOPIC_PARTITIONS": partitions}) == partitions
+    in_container = environment_in_container("producer", KAFKA_TOPIC_PARTITIONS=partitions)
+    assert read_settings(in_container).topic_partitions == int(partitions)
+
+
+def test_postgres_has_the_options_of_the_local_stack() -> None:
+    local = database_command(Path("folder"), Address("localhost", 5432, "DATABASE_URL"))
+    assert set(options_of_postgres().items()) < {tuple(word.split("=", 1)) for word in local if "=" in word}
+
+
+def options_of_postgres() -> dict[str, str]:
+    return dict(word.split("=", 1) for word in SERVICES["postgres"]["command"] if "=" in word)
+
+
+# -- what the containers run
+
+
+@pytest.fixture(scope="session")
+def apache(broker: Kafka) -> ApacheKafka:
+    if not isinstance(broker, ApacheKafka):
+        pytest.skip("needs Apache Kafka's own programs, or time and the network: tried with --kafka apache")
+    return broker
+
+
+def test_postgres_starts_with_its_options_and_its_health_check_tells() -> None:
+    check = SERVICES["postgres"]["healthcheck"]["test"][1:]
+    with Postgres(**options_of_postgres()) as server:
+        assert run_postgres_program(check, server.url).returncode == 0
+        assert server.database.query("SHOW max_wal_size") == [("4GB",)]
+        server.stop()
+        assert run_postgres_program(check, server.url).returncode != 0
+
+
+def test_the_init_folder_makes_the_table(postgres: Postgres) -> None:
+    database = postgres.fresh_database()
+    database.query("DROP TABLE trades")
+    # The image's entrypoint runs these by psql in name order, and passes over names that do not end so.
+    for path in sorted((ROOT / "sql").iterdir()):
+        assert path.is_file() == path.name.endswith(".sql")
+        if path.is_file():
+            in_container = ["psql", "-v", "ON_ERROR_STOP=1", "--username=kafka_user", "--no-password", "--no-psqlrc"]
+            name = urlsplit(database.url).path.lstrip("/")
+            done = run_postgres_program([*in_container, f"--dbname={name}"], database.url, path.read_text())
+            assert done.returncode == 0, done.stdout
+    with closing(psycopg2.connect(database.url)) as connection:
+        connection.cursor().execute((ROOT / "sql" / "session" / "incoming.sql").read_text())
+        connection.commit()
+        assert table_problem(connection) is None
+    postgres.drop_database(database)
+
+
+class ComposeKafka(ApacheKafka):
+    """Apache Kafka with the settings that Compose gives its container, but for the addresses and the folder."""
+
+    name = "compose-kafka"
+
+    def _properties(self) -> dict[str, object]:
+        # As the image does it: KAFKA_NODE_ID=1 becomes node.id=1.
+        properties: dict[str, object] = {
+            name.removeprefix("KAFKA_").lower().replace("_", "."): value
+            for name, value in environment_in_container("kafka").items()
+            if name.startswith("KAFKA_")
+        }
+        ports = {"9092": str(self.address.port), "29092": str(free_port()), "29093": str(self._controller_port)}
+        for name, value in properties.items():
+            if name.endswith(("listeners", "voters")):
+                local = re.sub(r"(?<=[/@])(0\.0\.0\.0|kafka|localhost)(?=:)", "127.0.0.1", str(value))
+                properties[name] = re.sub(r"\d+(?=,|$)", lambda found: ports[found[0]], local)
+        return properties | {"log.dirs": self.folder / "data"}
+
+    def _format(self, properties: Path) -> None:
+        cluster = ["--cluster-id", SERVICES["kafka"]["environment"]["CLUSTER_ID"], "--config", str(properties)]
+        self._run(self._java("kafka.tools.StorageTool", "format", *cluster))
+
+
+def test_kafka_starts_with_its_settings_its_topic_is_created_and_its_health_check_tells(apache: ApacheKafka) -> None:
+    check = SERVICES["kafka"]["healthcheck"]["test"][1:]
+    create = [interpolated(word, {"KAFKA_TOPIC_PARTITIONS": "3"}) for word in SERVICES["topic"]["command"]]
+    with ComposeKafka() as server:
+        assert run_kafka_tool(check, server.bootstrap_servers).returncode == 0
+        for _ in range(2):  # the second time it is there
+            done = run_kafka_tool(create, server.bootstrap_servers)
+            assert done.returncode == 0, done.stdout
+        assert server.partitions("orders") == 3
+
+
+@pytest.mark.parametrize("script", ["producer", "consumer"])
+def test_the_health_check_of_a_script_tells_whether_it_reaches_kafka(
+    script: str, broker: Kafka, run_script: RunScript
+) -> None:
+    program, *words = SERVICES[script]["healthcheck"]["test"][1:]
+    assert program == "python"
+    assert run_script(*words).wait() == 0
+    assert run_script(*words, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}").wait() != 0
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_the_command_of_a_script_is_one_that_exists(script: str) -> None:
+    words = SERVICES[script]["command"]
+    assert f"{script}.py" in words
+    assert words[0] == "python" or words[:2] == ["streamlit", "run"]
+
+
+# -- what is in the image
+
+
+def copied() -> dict[str, str]:
+    """What the Dockerfile copies: path -> where to."""
+    pairs: dict[str, str] = {}
+    for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
+        *sources, target = line.split()
+        pairs |= dict.fromkeys(sources, target)
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with what the image's /app holds."""
+    folder = tmp_path_factory.mktemp("image")
+    for source, target in copied().items():
+        if source.endswith("/"):
+            shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / source, folder / target)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_the_build_context_holds_what_is_copied_and_nothing_else() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == set(copied())
+    assert "*" in lines
+
+
+def test_every_module_that_a_script_imports_is_in_the_image(image: Path) -> None:
+    waiting, seen = [image / f"{script}.py" for script in SCRIPTS], set()
+    while waiting:
+        path = waiting.pop()
+        assert path.is_file(), path
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
+                imported = image / f"{(node.module or '').replace('.', '/')}.py"
+                waiting += [imported] if imported not in seen and node.module != "pipeline" else []
+    assert len(seen) > len(SCRIPTS)
+
+
+def test_the_image_runs_as_nobody_special_on_a_python_that_is_supported() -> None:
+    assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE)[-1] not in ("root", "0")
+    assert re.search(r"^FROM python:3\.(11|12|13)\.\d+-slim-", DOCKERFILE, re.MULTILINE)
+
+
+def test_every_requirement_is_pinned() -> None:
+    requirements = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1].isalpha()]
+    assert all(re.fullmatch(r"[a-z0-9-]+(\[[a-z,]+\])?==[\w.]+", line) for line in requirements)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_install_steps_give_an_environment_in_which_every_script_runs(
+    image: Path, environment: dict[str, str], tmp_path: Path, apache: ApacheKafka
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    programs = tmp_path / "venv" / "bin"
+    [install] = re.findall(r"^RUN pip (install .+)$", DOCKERFILE, re.MULTILINE)
+    subprocess.run([programs / "pip", *install.split(), "--quiet"], cwd=image, check=True)
+    for script in ("producer.py", "consumer.py"):
+        done = subprocess.run([programs / "python", script, "--help"], cwd=image, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    port = str(free_port())
+    command = [programs / "python", "-m", *SERVICES["dashboard"]["command"], f"--server.port={port}"]
+    check = [word.replace("8501", port) for word in SERVICES["dashboard"]["healthcheck"]["test"][2:]]
+
+    def healthy() -> bool:
+        return subprocess.run([programs / "python", *check], capture_output=True).returncode == 0
+
+    page = subprocess.Popen(command, cwd=image, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(healthy)
+    finally:
+        page.send_signal(signal.SIGTERM)
+        page.wait(10)
+    assert not healthy()
