@@ -10,7 +10,7 @@ pipeline/snapshot.py and pipeline/session.py, the pictures from pipeline/charts.
 import re
 import time
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 
 import pandas as pd
 import streamlit as st
@@ -104,7 +104,7 @@ def tick(interval: int, paused: bool) -> None:
     with right:
         st.header("Watchlist · change since the window’s first trade", anchor=False)
         draw_watchlist(seen.watchlist)
-        draw_tape(seen.trades)
+        draw_tape(seen)
     draw_session(session)
 
 
@@ -213,23 +213,22 @@ def draw_watchlist(watchlist: pd.DataFrame) -> None:
     )
 
 
-def draw_tape(trades: pd.DataFrame) -> None:
+def draw_tape(seen: Figures) -> None:
     """Draw the trades, newest first, and the button that takes them home."""
     title, download = st.columns([3, 1], vertical_alignment="bottom")
     title.header("Most recent trades", anchor=False)
     download.download_button(
         "CSV",
-        lambda: trades.to_csv(index=False),
+        csv(seen),
         "trades.csv",
         "text/csv",
         key="csv",
         on_click="ignore",
-        help="The trades of this table",
         width="stretch",
     )
-    several_days = span_seconds(trades) > 86_400
+    several_days = span_seconds(seen.trades) > 86_400
     st.dataframe(
-        trades,
+        seen.trades,
         key="tape",
         hide_index=True,
         row_height=ROW,
@@ -265,6 +264,12 @@ def draw_session(session: Session) -> None:
         anchor=False,
     )
     live_chart("session_chart", candle_chart(ticker, tuple(candles), 360), 360)
+
+
+@lru_cache(maxsize=16)
+def csv(seen: Figures) -> bytes:
+    """Return the trades as a file to take home."""
+    return seen.trades.to_csv(index=False).encode()
 
 
 def amount(value: float | None) -> str:
