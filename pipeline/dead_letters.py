@@ -1,5 +1,9 @@
-"""The dead-letter topic: what is not a trade is kept there as it came, with the reason in its headers."""
+"""The dead-letter topic: what is not a trade is kept there as it came, with the reason in its headers.
 
+The way back, `python -m pipeline.dead_letters`, is in pipeline/replay.py.
+"""
+
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +15,7 @@ from pipeline.settings import Settings
 # A dead letter is its message plus headers, so it can be larger than anything the source topic takes.
 TOPIC_CONFIG = {"max.message.bytes": "104857600"}
 MAX_REASON_LENGTH = 1000  # characters
+REASON_PREFIX = "__connect.errors."  # of the headers, as Kafka Connect names them (KIP-298)
 
 
 class DeadLetters:
@@ -60,7 +65,7 @@ class DeadLetters:
 
 
 def _reason_headers(message: Message, reason: Exception) -> list[tuple[str, bytes]]:
-    """Name them as Kafka Connect does (KIP-298), so that its users' tools read them."""
+    """Name them as Kafka Connect does, so that its users' tools read them."""
     kind = type(reason)
     values = {
         "topic": message.topic(),
@@ -69,14 +74,19 @@ def _reason_headers(message: Message, reason: Exception) -> list[tuple[str, byte
         "exception.class.name": f"{kind.__module__}.{kind.__qualname__}",
         "exception.message": str(reason)[:MAX_REASON_LENGTH],
     }
-    return [(f"__connect.errors.{name}", str(value).encode(errors="replace")) for name, value in values.items()]
+    return [(REASON_PREFIX + name, str(value).encode(errors="replace")) for name, value in values.items()]
 
 
 def reasons(message: Message) -> dict[str, str]:
     """Read the headers that `_reason_headers` wrote, without their prefix."""
-    prefix = "__connect.errors."
     return {
-        name.removeprefix(prefix): (value or b"").decode(errors="replace")
+        name.removeprefix(REASON_PREFIX): (value or b"").decode(errors="replace")
         for name, value in message.headers() or []
-        if name.startswith(prefix)
+        if name.startswith(REASON_PREFIX)
     }
+
+
+if __name__ == "__main__":
+    from pipeline.replay import main
+
+    sys.exit(main())
