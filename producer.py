@@ -48,8 +48,10 @@ SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed
 KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.idempotence": True,  # [1]
     "message.timeout.ms": 0,  # [1] no limit
+    "reconnect.backoff.max.ms": 1000,
     "linger.ms": 1,  # that a trade waits for others to share its request
-    "log_level": 0,  # what matters of librdkafka's log comes through error_cb
+    "log_level": 0,  # what matters of librdkafka's log comes through error_cb,
+    "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # the end of the world as an exception
 }
 FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than they save the trades
 
@@ -106,7 +108,8 @@ class TradeProducer:
 
     def close(self) -> None:
         """Wait for the acknowledgements that are still missing, then sum up."""
-        self._producer.flush(SECONDS_TO_STOP)
+        if self.refusal is None:
+            self._producer.flush(SECONDS_TO_STOP)
         lost = self.sent - self.acknowledged
         seconds = time.monotonic() - self._began
         sign = "⚠️ " if lost else "✅"
@@ -153,7 +156,8 @@ class TradeProducer:
         elif self.in_flight:
             self._silent_for += passed
             if self._silent_for > SECONDS_OF_SILENCE:
-                self._outage.report("nothing is acknowledged")
+                # To a broker that came back without its memory, librdkafka would offer the same trades for ever.
+                self._outage.report("nothing is acknowledged (a broker started empty needs a new producer)")
         if self.rate > READABLE_RATE and self.sent > 1:
             rate = (self.sent - self._sent_before) / passed
             print(
@@ -187,10 +191,8 @@ class TradeProducer:
         )
 
     def _on_error(self, error: KafkaError) -> None:
-        """Tell a broker that is away, which librdkafka goes on trying to reach, from the end of this producer."""
-        if error.fatal():
-            self.refusal = error
-        elif error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows on the one that says why
+        """Say why a broker cannot be reached; librdkafka goes on trying. Fatal errors are raised by poll() instead."""
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows on the one that says why
             self._outage.report(error.str())
 
 
@@ -248,12 +250,14 @@ def main() -> int:
         return 2 if isinstance(error, SettingsError) else 1
     try:
         producer.run(open_market(options.seed, options.rate))
+    except KafkaException as exception:
+        producer.refusal = exception.args[0]
     except BrokenPipeError:  # as in `python producer.py | head`: whoever read the lines has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         producer.close()
     if producer.refusal is not None:
-        print(f"producer.py: Kafka refused the trades: {producer.refusal.str()}", file=sys.stderr)
+        print(f"producer.py: Kafka takes no more trades: {producer.refusal.str()}", file=sys.stderr)
     return 0 if producer.refusal is None else 1
 
 

@@ -1,0 +1,203 @@
+"""How fast and how evenly producer.py produces, against a bare loop of librdkafka's produce() in the same run.
+
+    python -m benchmarks.producer                       # with a broker of its own
+    python -m benchmarks.producer --kafka embedded      # with local_stack.py's
+    python -m benchmarks.producer --bootstrap localhost:9092
+
+Full speed: producer.py's own loop, trades made on the way, and a loop over one constant trade with the same settings
+take turns. The clock runs from the first acknowledgement, with which the connection stands, to the last one. Pace: when
+each trade was made, over ten seconds; evenness is the fullest and the emptiest 100 ms that begin with any trade. CPU and
+memory: of the script as a process.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import platform
+import signal
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from uuid import uuid4
+
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from benchmarks.sink import BROKERS, default_broker, processor, show
+from pipeline.settings import read_settings
+from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX_RATE, Tape, TradeProducer, open_market
+from tests.services import Script, environment_of
+
+SECONDS_OF_PACE = 10
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def new_topic(bootstrap_servers: str) -> Iterator[str]:
+    """Create a topic with one partition, which is deleted afterwards."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    name = f"benchmark-{uuid4().hex[:8]}"
+    admin.create_topics([NewTopic(name, num_partitions=1)])[name].result()
+    try:
+        yield name
+    finally:
+        with contextlib.suppress(KafkaException):
+            admin.delete_topics([name])[name].result()
+
+
+def bare_loop(bootstrap_servers: str, trades: int) -> float:
+    """Produce one constant trade over and over; return trades/s."""
+    ticker, message = next(open_market(None, MAX_RATE))
+    callbacks = {"on_delivery": lambda error, message: None, "delivery.report.only.error": True}
+    own = Producer(KAFKA_DEFAULTS | FULL_SPEED | {"bootstrap.servers": bootstrap_servers} | callbacks)
+    with new_topic(bootstrap_servers) as topic:
+        own.produce(topic, message, ticker)
+        own.flush()
+        produce, poll = own.produce, own.poll
+        began = time.monotonic()
+        for _ in range(trades // CHUNK):
+            for _ in range(CHUNK):
+                while True:
+                    try:
+                        produce(topic, message, ticker)
+                        break
+                    except BufferError:
+                        poll(0.1)
+            poll(0)
+        own.flush()
+        return trades / (time.monotonic() - began)
+
+
+def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[Tape], Tape]) -> float:
+    """Run producer.py's loop over a noted tape; return when its last trade was acknowledged."""
+    with new_topic(bootstrap_servers) as topic, contextlib.redirect_stdout(io.StringIO()):
+        settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "KAFKA_TOPIC": topic})
+        own = TradeProducer(settings, rate, trades)
+        own.run(note(open_market(None, rate)))
+        ended = time.monotonic()
+        own.close()
+        assert own.acknowledged == trades, f"{own.acknowledged:,} of {trades:,} acknowledged"
+        return ended
+
+
+def full_speed(bootstrap_servers: str, trades: int) -> float:
+    """Return the trades/s of `--rate max`."""
+    began = []
+
+    def note(tape: Tape) -> Tape:
+        yield next(tape)
+        began.append(time.monotonic())  # the second is asked for when the first is acknowledged
+        yield from tape
+
+    return trades / (run(bootstrap_servers, MAX_RATE, trades, note) - began[0])
+
+
+def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
+    """Return the rate kept over ten seconds, and the emptiest and the fullest 100 ms, each as a share of what is due."""
+    moments: list[float] = []
+
+    def note(tape: Tape) -> Tape:
+        for item in tape:
+            moments.append(time.monotonic())
+            yield item
+
+    run(bootstrap_servers, rate, rate * SECONDS_OF_PACE + 1, note)
+    moments = moments[1:]  # without the first, which waits for its acknowledgement
+    last = bisect_left(moments, moments[-1] - 0.1)
+    windows = [bisect_left(moments, start + 0.1) - index for index, start in enumerate(moments[:last])]
+    kept = (len(moments) - 1) / (moments[-1] - moments[0]) / rate
+    return kept, min(windows) / (rate / 10), max(windows) / (rate / 10)
+
+
+def processor_time(pid: int) -> float:
+    """Return the seconds of processor time that a process has used (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+
+def resident(pid: int) -> float:
+    """Return the MB that a process has in memory (Linux)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def upkeep(bootstrap_servers: str, rate: str, seconds: float) -> tuple[float, float, float]:
+    """Return the script's share of one core, and its memory (MB) after three seconds and at the end."""
+    with new_topic(bootstrap_servers) as topic:
+        script = Script(["producer.py", "--rate", rate], environment_of(bootstrap_servers, "", topic, "benchmark"))
+        try:
+            script.wait_for_line("📤")
+            time.sleep(3)
+            before, memory, began = processor_time(script.pid), resident(script.pid), time.monotonic()
+            time.sleep(seconds)
+            used = (processor_time(script.pid) - before) / (time.monotonic() - began)
+            return used, memory, resident(script.pid)
+        finally:
+            script.stop(timeout=30)
+
+
+def measure(bootstrap_servers: str, trades: int, rounds: int) -> None:
+    """Measure everything, printing each table as soon as it is complete."""
+    speeds: dict[str, list[float]] = {"bare loop of produce()": [], "producer.py --rate max": []}
+    for number in range(rounds):
+        for (title, results), work in zip(speeds.items(), (bare_loop, full_speed), strict=True):
+            show(f"round {number + 1} of {rounds}: {title}")
+            results.append(work(bootstrap_servers, trades))
+    show("")
+    bare = median(speeds["bare loop of produce()"])
+    print(f"| {trades:,} trades, median of {rounds} | trades/s | lowest – highest | of the bare loop |")
+    print("|---|---:|---:|---:|")
+    for title, results in speeds.items():
+        spread = f"{min(results):,.0f} – {max(results):,.0f}"
+        print(f"| {title} | {median(results):,.0f} | {spread} | {median(results) / bare:.2f} |")
+
+    print(f"\n| pace over {SECONDS_OF_PACE} s | kept | emptiest 100 ms | fullest 100 ms |\n|---|---:|---:|---:|")
+    for rate in (1_000, 10_000, 50_000):
+        show(f"pace: {rate:,}/s")
+        kept, least, most = pace(bootstrap_servers, rate)
+        show("")
+        print(f"| --rate {rate} | {kept:.2%} | {least:.0%} | {most:.0%} |", flush=True)
+
+    print("\n| upkeep | of one core | memory after 3 s | at the end |\n|---|---:|---:|---:|")
+    for rate, seconds in (("1", 20), ("1000", 10), ("50000", 10), ("max", 10)):
+        show(f"upkeep: --rate {rate}")
+        used, before, after = upkeep(bootstrap_servers, rate, seconds)
+        show("")
+        print(f"| --rate {rate}, {seconds} s | {used:.1%} | {before:.1f} MB | {after:.1f} MB |", flush=True)
+
+
+def main() -> int:
+    """Read the command line, measure, print."""
+    summary, _, text = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trades", type=int, default=1_000_000, help="in each round of full speed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kafka", choices=BROKERS, default=default_broker(), help="the broker to start")
+    parser.add_argument("--bootstrap", metavar="HOST:PORT", help="use this broker instead")
+    options = parser.parse_args()
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)  # pipeline.stop, imported above, took them
+    title = options.bootstrap or BROKERS[options.kafka].title
+    print(
+        f"{title}, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"
+    )
+    try:
+        if options.bootstrap:
+            measure(options.bootstrap, options.trades, options.rounds)
+        else:
+            with BROKERS[options.kafka]() as broker:
+                measure(broker.bootstrap_servers, options.trades, options.rounds)
+    except KeyboardInterrupt:
+        print("Interrupted.")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
