@@ -1,0 +1,24 @@
+-- Three roles that may do one thing each, for a database that is not a laptop's. An administrator runs it, once or again:
+--     psql "$DATABASE_URL" -f sql/001_trades.sql -f sql/002_latest_trades.sql -f sql/roles/roles.sql
+-- and gives each script a login of its own:
+--     psql "$DATABASE_URL" -c "CREATE USER consumer PASSWORD '...' IN ROLE trades_writer"
+DO $$
+DECLARE
+    name TEXT;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['trades_writer', 'trades_reader', 'trades_pruner'] LOOP
+        IF to_regrole(name) IS NULL THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+        END IF;
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), name);
+        EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', name);
+        EXECUTE format('REVOKE ALL ON trades FROM %I', name);
+    END LOOP;
+    -- consumer.py and pipeline.retention compare the table with a temporary one (sql/session/), and the consumer
+    -- keeps redelivered trades there while it looks which are new.
+    EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO trades_writer, trades_pruner', current_database());
+END $$;
+
+GRANT INSERT ON trades TO trades_writer;          -- consumer.py
+GRANT SELECT ON trades TO trades_reader;          -- dashboard.py
+GRANT SELECT, DELETE ON trades TO trades_pruner;  -- python -m pipeline.retention
