@@ -76,7 +76,7 @@ def read_only_engine(database_url: str) -> Engine:
             connect_timeout=2,
             tcp_user_timeout=3000,
             application_name="dashboard",
-            options=f"{own_options} -c default_transaction_read_only=on -c statement_timeout=1500",
+            options=f"{own_options} -c default_transaction_read_only=on -c statement_timeout=1500 -c jit=off",
         )
 
     return create_engine(

@@ -30,18 +30,24 @@ EDGES = text(
     f"""SELECT min(timestamp), max(timestamp) FROM
     (SELECT timestamp FROM trades WHERE timestamp < :end ORDER BY timestamp DESC LIMIT {CHUNK}) AS chunk"""
 )
-# One index scan per candle. Grouped in one go it takes twice as long: the planner, which cannot know how many seconds
-# the rows fall into, sorts them. The scan delivers trades in order, so the first and last of a group open and close.
+# One index scan per candle, and two look-ups for the prices that open and close it. Grouped in one go, or with the
+# prices of each group in order, it takes twice as long: the planner then sorts all rows.
 CANDLES = text(
-    """SELECT ticker, start, open, high, low, close, volume, notional, trades FROM generate_series(
-        CAST(:first AS timestamp), least(CAST(:end AS timestamp), (SELECT max(timestamp) FROM trades)), :step
+    """SELECT ticker, start,
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker
+         ORDER BY trade_id LIMIT 1),
+        high, low,
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = last AND trade.ticker = candle.ticker
+         ORDER BY trade_id DESC LIMIT 1),
+        volume, notional, trades
+    FROM generate_series(
+        CAST(:first AS timestamp),
+        (SELECT timestamp FROM trades WHERE timestamp < :end ORDER BY timestamp DESC LIMIT 1),
+        :step
     ) AS start CROSS JOIN LATERAL (
-        SELECT ticker, (array_agg(price))[1] AS open, max(price) AS high, min(price) AS low,
-               (array_agg(price))[count(*)] AS close, sum(volume) AS volume, sum(price * volume) AS notional,
-               count(*) AS trades
-        FROM (SELECT ticker, price, volume FROM trades
-              WHERE timestamp >= greatest(start, :start) AND timestamp < least(start + :step, :end)
-              ORDER BY timestamp) AS trade
+        SELECT ticker, min(timestamp) AS first, max(timestamp) AS last, max(price) AS high, min(price) AS low,
+               sum(volume) AS volume, sum(price * volume) AS notional, count(*) AS trades
+        FROM trades WHERE timestamp >= greatest(start, :start) AND timestamp < least(start + :step, :end)
         GROUP BY ticker
     ) AS candle ORDER BY start"""
 )
@@ -70,7 +76,7 @@ class Chunk:
 
     @property
     def times(self) -> list[datetime]:
-        """The times in which anything traded."""
+        """When the candles of its tickers start, each time once."""
         return sorted({candle.start for candles in self.candles.values() for candle in candles})
 
     @property
@@ -113,10 +119,10 @@ def read_live(engine: Engine, last: Session) -> Session:
     if not live.candles:
         return Session()  # the table was emptied
     session = with_chunk(replace(last, problem=None), len(last.chunks) - 1, live)
-    live, edge = session.chunks[-1], live.times[-1]
-    if live.trades <= CHUNK or edge == live.start:
+    *older, live = session.chunks
+    if live.trades <= CHUNK or live.times[-1] <= live.start:
         return session
-    return replace(session, chunks=(*session.chunks[:-1], part(live, live.start, edge), part(live, edge, NEVER)))
+    return replace(session, chunks=(*older, *split(live, live.times[-1])))
 
 
 def read_back(engine: Engine, session: Session) -> Session:
@@ -126,9 +132,8 @@ def read_back(engine: Engine, session: Session) -> Session:
     if oldest is None or (session.chunks and end - newest > SESSION_GAP):
         return replace(session, complete=True)
     latest = session.chunks[-1].times[-1] if session.chunks else newest
-    start = floor(oldest, step_for(latest - oldest))
-    chunks = (Chunk(start, end, {}), *session.chunks)
-    return with_chunk(replace(session, chunks=chunks), 0, read_chunk(engine, start, end, latest))
+    chunks = (Chunk(oldest, end, {}), *session.chunks)
+    return with_chunk(replace(session, chunks=chunks), 0, read_chunk(engine, oldest, end, latest))
 
 
 def read_again(engine: Engine, session: Session) -> Session:
@@ -156,15 +161,19 @@ def with_chunk(session: Session, index: int, chunk: Chunk) -> Session:
     """Put a chunk in its place. Where it has a gap that ends a session, what is older goes."""
     starts = [after for before, after in pairwise(chunk.times) if after - before > SESSION_GAP]
     if starts:
-        chunks = (part(chunk, starts[-1], chunk.end), *session.chunks[index + 1 :])
+        chunks = (split(chunk, starts[-1])[1], *session.chunks[index + 1 :])
         return replace(session, chunks=chunks, complete=True)
     return replace(session, chunks=(*session.chunks[:index], chunk, *session.chunks[index + 1 :]))
 
 
-def part(chunk: Chunk, start: datetime, end: datetime) -> Chunk:
-    """Return the part of a chunk between two of its candles."""
-    kept = {t: [c for c in candles if start <= c.start < end] for t, candles in chunk.candles.items()}
-    return Chunk(start, end, {ticker: candles for ticker, candles in kept.items() if candles})
+def split(chunk: Chunk, edge: datetime) -> tuple[Chunk, Chunk]:
+    """Return a chunk as two, the later of which starts with the candle at the edge."""
+    early: dict[str, list[Candle]] = {}
+    late: dict[str, list[Candle]] = {}
+    for ticker, candles in chunk.candles.items():
+        for candle in candles:
+            (late if candle.start >= edge else early).setdefault(ticker, []).append(candle)
+    return Chunk(chunk.start, edge, early), Chunk(edge, chunk.end, late)
 
 
 @lru_cache(maxsize=32)  # viewers who look at the same ticker share the work

@@ -25,7 +25,8 @@ def as_trades(rows: Iterable[Sequence[object]] = ()) -> pd.DataFrame:
     which only a table made by hand can hold, is no trade and left out.
     """
     frame = pd.DataFrame(list(rows), columns=list(COLUMNS)).dropna()
-    return frame.astype({"price": "float64", "volume": "int64", "timestamp": "datetime64[us]"})
+    texts = dict.fromkeys(("trade_id", "ticker", "side"), "str")
+    return frame.astype(texts | {"price": "float64", "volume": "int64", "timestamp": "datetime64[us]"})
 
 
 @dataclass(frozen=True, eq=False)
