@@ -1,13 +1,18 @@
 """Settings from environment variables, the same for every script; without any, everything is on localhost."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 DEFAULT_DATABASE_URL = "postgresql://kafka_user:kafka_password@localhost:5432/kafka_db"
 
 # KAFKA_… variables that are ours; every other one is a librdkafka property.
 OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAFKA_AUTO_OFFSET_RESET"}
+
+
+UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 class SettingsError(ValueError):
@@ -23,6 +28,7 @@ class Settings:
     group_id: str
     auto_offset_reset: str
     database_url: str
+    retention: timedelta | None  # how long trades are kept; None: for ever
     kafka: dict[str, str]  # librdkafka's own keys: bootstrap.servers, security.protocol, …
 
     @property
@@ -44,6 +50,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         group_id=environment.get("KAFKA_GROUP_ID") or "trades-consumer-group-v2",
         auto_offset_reset=_offset_reset(environment.get("KAFKA_AUTO_OFFSET_RESET") or "latest"),
         database_url=environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL,
+        retention=_duration(environment.get("TRADES_RETENTION") or ""),
         kafka={"bootstrap.servers": "localhost:9092"} | _librdkafka_properties(environment),
     )
 
@@ -67,3 +74,10 @@ def _offset_reset(text: str) -> str:
     if text not in ("latest", "earliest"):
         raise SettingsError(f"KAFKA_AUTO_OFFSET_RESET={text}: give latest or earliest")
     return text
+
+
+def _duration(text: str) -> timedelta | None:
+    match = re.fullmatch("([1-9][0-9]{0,4})([dhm])", text)
+    if text and not match:
+        raise SettingsError(f"TRADES_RETENTION={text}: give days, hours or minutes, such as 30d, 12h or 90m")
+    return timedelta(**{UNITS[match[2]]: int(match[1])}) if match else None

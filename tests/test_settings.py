@@ -1,5 +1,7 @@
 """Environment variables to settings."""
 
+from datetime import timedelta
+
 import pytest
 
 from pipeline.settings import DEFAULT_DATABASE_URL, SettingsError, read_settings
@@ -15,6 +17,7 @@ def test_without_any_variable_everything_is_on_localhost() -> None:
     assert settings.auto_offset_reset == "latest"
     assert settings.database_url == DEFAULT_DATABASE_URL
     assert settings.kafka == {"bootstrap.servers": "localhost:9092"}
+    assert settings.retention is None
 
 
 def test_own_variables_are_read_and_not_passed_to_librdkafka() -> None:
@@ -61,3 +64,14 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
 def test_a_wrong_value_is_named_with_its_variable(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{variable}={value}: "):
         read_settings({variable: value})
+
+
+@pytest.mark.parametrize(("text", "days"), [("30d", 30), ("12h", 1 / 2), ("90m", 1 / 16)])
+def test_how_long_trades_are_kept(text: str, days: float) -> None:
+    assert read_settings({"TRADES_RETENTION": text}).retention == timedelta(days=days)
+
+
+@pytest.mark.parametrize("text", ["30", "0d", "-1d", "30 d", "1y", "999999d", "forever"])
+def test_a_retention_that_cannot_be_right_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="such as 30d"):
+        read_settings({"TRADES_RETENTION": text})

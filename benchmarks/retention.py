@@ -1,0 +1,156 @@
+"""What pruning costs those who write and read meanwhile: `python -m pipeline.retention` on a table of 20 million rows.
+
+    python -m benchmarks.retention
+    python -m benchmarks.retention --rows 2000000 --rounds 1 --seconds 3
+
+It starts a PostgreSQL of its own with local_stack.py's settings, autovacuum included, fills the table with trades of
+the last twenty days and then, round after round, stores 1,000 trades/s as consumer.py does and asks for the latest 200
+twenty times a second as the page does: first alone, then beside a retention of ten days.
+"""
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from statistics import median
+from uuid import uuid4
+
+from benchmarks.sink import processor
+from pipeline.database import TradesTable
+from pipeline.feed import LATEST_TRADES
+from pipeline.trade import Trade, copy_lines, encode
+from tests.services import Database, Postgres, Script
+
+FILL = """
+    ALTER TABLE trades DROP CONSTRAINT trades_pkey;
+    DROP INDEX trades_timestamp_idx;
+    INSERT INTO trades
+        SELECT uuidv7(-age), 'AAPL', 187.25, 100, 'buy', now() AT TIME ZONE 'UTC' - age
+        FROM (SELECT (%(rows)s - n) * interval '20 days' / %(rows)s AS age FROM generate_series(1, %(rows)s) AS n) AS o;
+    ALTER TABLE trades ADD PRIMARY KEY (trade_id);
+    CREATE INDEX trades_timestamp_idx ON trades (timestamp)
+"""
+BATCH = 20  # trades, every 20 ms: 1,000/s
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+
+Milliseconds = list[float]
+
+
+@contextmanager
+def repeating(every: float, work: Callable[[], object]) -> Iterator[Milliseconds]:
+    """Do the work every so many seconds in a thread, until the block ends; the list takes how long each took."""
+    taken: Milliseconds = []
+    end = threading.Event()
+
+    def repeat() -> None:
+        while not end.wait(every):
+            began = time.perf_counter()
+            work()
+            taken.append(1000 * (time.perf_counter() - began))
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        end.set()
+        thread.join()
+
+
+def load(database: Database, seconds: float) -> tuple[Milliseconds, Milliseconds]:
+    """Store and ask for so many seconds; return how long each took."""
+    table = TradesTable(database.url)
+
+    def store() -> None:
+        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        table.store(copy_lines([encode(Trade(str(uuid4()), "MSFT", 1.5, 1, "sell", moment)) for _ in range(BATCH)]))
+
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+
+        def ask() -> None:
+            cursor.execute(str(LATEST_TRADES))
+            cursor.fetchall()
+
+        store()  # connects
+        ask()
+        with repeating(0.02, store) as stores, repeating(0.05, ask) as asks:
+            time.sleep(seconds)
+    table.disconnect()
+    return stores, asks
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, Milliseconds], list[float]]:
+    """Run all rounds; return the times by what was done and beside what, and the trades pruned per second."""
+    times: dict[str, Milliseconds] = {what: [] for what in ("store", "ask", "store, pruning", "ask, pruning")}
+    rates = []
+    with Postgres() as postgres:
+        database = postgres.database
+        print(f"Filling a table with {options.rows:,} trades ...", file=sys.stderr, flush=True)
+        database.query(FILL % {"rows": options.rows})
+        with closing(database.connect()) as connection:
+            connection.autocommit = True
+            connection.cursor().execute("VACUUM (ANALYZE) trades")
+            connection.cursor().execute("CHECKPOINT")
+        for number in range(options.rounds):
+            print(f"Round {number + 1} of {options.rounds} ...", file=sys.stderr, flush=True)
+            stores, asks = load(database, options.seconds)
+            times["store"] += stores
+            times["ask"] += asks
+            variables = {"DATABASE_URL": postgres.url, "TRADES_RETENTION": "10d"}
+            script = Script(["-m", "pipeline.retention"], dict(os.environ) | variables)
+            try:
+                began = time.monotonic()
+                stores, asks = load(database, options.seconds)
+                assert script.stop() == 0, script.stderr
+                seconds = time.monotonic() - began
+            finally:
+                script.kill()
+            times["store, pruning"] += stores
+            times["ask, pruning"] += asks
+            rates.append(int(script.stdout.split()[-3].replace(",", "")) / seconds)
+    return times, rates
+
+
+def main() -> int:
+    """Read the command line, measure, print."""
+    summary, _, text = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=20_000_000, help="trades in the table, half of them too old")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=5, help="of each half of a round")
+    options = parser.parse_args()
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)  # pipeline.stop, imported above, took them
+    try:
+        times, rates = measure(options)
+    except KeyboardInterrupt:
+        print("Interrupted.")
+        return 130
+    print(
+        f"{options.rows:,} rows, medians of {options.rounds} rounds; {median(rates):,.0f} trades/s pruned; PostgreSQL "
+        f"18.6, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"
+    )
+    print("| milliseconds for | " + " | ".join(f"{name} | … beside pruning" for name in PERCENTILES) + " |")
+    print("|---|" + "---:|" * 2 * len(PERCENTILES))
+    for what, title in (("store", f"storing {BATCH} trades"), ("ask", "the latest 200")):
+        pairs = [at(times[key], share) for share in PERCENTILES.values() for key in (what, f"{what}, pruning")]
+        print(f"| {title} | " + " | ".join(f"{each:.1f}" for each in pairs) + " |")
+    return 0
+
+
+def at(times: Milliseconds, share: float) -> float:
+    """Return the percentile of that share."""
+    return sorted(times)[min(len(times) - 1, int(share * len(times)))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

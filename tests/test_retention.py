@@ -1,0 +1,128 @@
+"""Retention on a real database: what is too old goes, in small transactions, and what else goes on meanwhile."""
+
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from psycopg2.extensions import connection as Connection
+
+from pipeline.database import TradesTable
+from pipeline.retention import BATCH_SIZE, DELETE_OLDEST, prune
+from pipeline.trade import copy_lines
+from tests.conftest import RunScript
+from tests.messages import trade
+from tests.services import Database, Postgres, eventually
+
+HOUR = timedelta(hours=1)
+
+
+def fill(database: Database, count: int, age: timedelta) -> None:
+    """Add trades of one second, the oldest first."""
+    moment = datetime.now(UTC).replace(tzinfo=None) - age
+    database.query(
+        "INSERT INTO trades SELECT gen_random_uuid(), 'AAPL', 1, 1, 'buy', %s + n * interval '1 ms' "
+        "FROM generate_series(1, %s) AS n",
+        moment,
+        count,
+    )
+
+
+def deleted(database: Database, retention: timedelta) -> list[int]:
+    with closing(database.connect()) as connection:
+        return list(prune(connection, retention))
+
+
+def test_what_is_older_goes_in_small_transactions_and_the_rest_stays(database: Database) -> None:
+    fill(database, 2500, age=3 * HOUR)
+    fill(database, 100, age=HOUR)
+    assert deleted(database, 2 * HOUR) == [BATCH_SIZE, BATCH_SIZE, 500]
+    assert deleted(database, 2 * HOUR) == []
+    assert database.count() == 100
+
+
+def test_trades_of_one_moment_are_not_one_transaction(database: Database) -> None:
+    fill(database, 1500, age=3 * HOUR)
+    database.query("UPDATE trades SET timestamp = '2026-01-31 08:30'")
+    assert deleted(database, HOUR) == [BATCH_SIZE, 500]
+
+
+def test_trades_are_as_old_as_utc_says(database: Database) -> None:
+    database.query("ALTER ROLE CURRENT_USER SET timezone = 'Asia/Tokyo'")  # nine hours ahead
+    try:
+        fill(database, 10, age=2 * HOUR)
+        fill(database, 10, age=4 * HOUR)
+        assert deleted(database, 3 * HOUR) == [10]
+    finally:
+        database.query("ALTER ROLE CURRENT_USER RESET timezone")
+
+
+def test_the_index_is_what_finds_them(database: Database) -> None:
+    fill(database, 20_000, age=HOUR)
+    database.query("ANALYZE trades")
+    plan = "\n".join(line for (line,) in database.query(f"EXPLAIN {DELETE_OLDEST}", "-infinity", HOUR))
+    assert "Index Scan using trades_timestamp_idx" in plan
+    assert "Tid Scan on trades" in plan
+    assert "Seq Scan" not in plan
+
+
+def held(connection: Connection) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT mode FROM pg_locks WHERE relation = 'trades'::regclass AND pid = pg_backend_pid()")
+        return [mode for (mode,) in cursor]
+
+
+def test_inserts_and_the_page_go_on_beside_an_open_deletion(database: Database) -> None:
+    fill(database, 2000, age=3 * HOUR)
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(DELETE_OLDEST, ["-infinity", HOUR])
+        assert set(held(connection)) == {"AccessShareLock", "RowExclusiveLock"}
+        assert TradesTable(database.url).store(copy_lines([trade() for _ in range(1000)])).inserted == 1000
+        assert len(database.query("SELECT ticker FROM trades ORDER BY timestamp DESC LIMIT 200")) == 200
+
+
+def test_one_pass_for_cron(database: Database, run_script: RunScript) -> None:
+    fill(database, 1200, age=3 * HOUR)
+    fill(database, 5, age=HOUR)
+    script = run_script("-m", "pipeline.retention", "--once", TRADES_RETENTION="2h")
+    assert script.wait() == 0
+    assert script.stdout == "Retention stopped: 1,200 trades deleted."
+    assert database.count() == 5
+
+
+def test_it_goes_on_until_it_is_stopped(database: Database, run_script: RunScript) -> None:
+    fill(database, 1200, age=3 * HOUR)
+    script = run_script("-m", "pipeline.retention", TRADES_RETENTION="120m")
+    assert script.wait_for_line("🧹") == "🧹 1,200 trades older than 2:00:00 deleted"
+    assert script.stop() == 0
+    assert script.stdout.splitlines()[-1] == "Retention stopped: 1,200 trades deleted."
+    assert not script.stderr
+
+
+def test_an_outage_is_waited_for(own_postgres: Postgres, run_script: RunScript) -> None:
+    database = own_postgres.database
+    fill(database, 1200, age=3 * HOUR)
+    with closing(database.connect()) as connection:
+        connection.cursor().execute("LOCK TABLE trades IN EXCLUSIVE MODE")
+        script = run_script("-m", "pipeline.retention", DATABASE_URL=own_postgres.url, TRADES_RETENTION="2h")
+        eventually(lambda: database.query("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        own_postgres.kill()
+    script.wait_for_line("⚠️  PostgreSQL")
+    own_postgres.start()
+    script.wait_for_line("🧹 1,200 trades")
+    assert "PostgreSQL works again" in script.stderr
+    assert script.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("retention", "said"),
+    [("", "TRADES_RETENTION is not set"), ("0d", "TRADES_RETENTION=0d"), ("30 days", "TRADES_RETENTION=30 days")],
+)
+def test_what_the_user_got_wrong_is_one_line(
+    database: Database, run_script: RunScript, retention: str, said: str
+) -> None:
+    fill(database, 1, age=3 * HOUR)
+    script = run_script("-m", "pipeline.retention", TRADES_RETENTION=retention)
+    assert script.wait() == 2
+    assert said in script.stderr
+    assert len(script.stderr_lines) == 1
+    assert database.count() == 1
