@@ -38,6 +38,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pipeline.database import Stored, TradesTable, first_line, prepare_table
 from pipeline.dead_letters import TOPIC_CONFIG, DeadLetters
+from pipeline.metrics import ConsumerMetrics, MetricsError, add_option
 from pipeline.outage import Outage
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.starting_offsets import StartingOffsets
@@ -65,6 +66,7 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "fetch.wait.max.ms": 10,  # the embedded broker answers no sooner, Apache Kafka as soon as there is a trade
     "fetch.queue.backoff.ms": 10,  # with the default, a second, a full queue would run empty before it is filled again
     "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
+    "statistics.interval.ms": 1000,  # for the metrics
     "log_level": 0,  # what matters comes through error_cb
 }
 
@@ -100,10 +102,12 @@ class TradeConsumer:
         self.topic = settings.topic
         self.kafka_outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self.database_outage = Outage("PostgreSQL")
+        self.metrics = ConsumerMetrics(database_up=lambda: not self.database_outage.ongoing)
         self.consumer = Consumer(
             KAFKA_DEFAULTS
             | settings.kafka
             | {"group.id": settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
+            | {"stats_cb": self.metrics.on_statistics}
         )
         self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
         self.dead_letters = DeadLetters(settings)
@@ -113,7 +117,7 @@ class TradeConsumer:
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
-        self.progress = Progress()
+        self.progress = Progress(self.metrics)
 
     def run(self) -> None:
         """Consume until the user asks to stop."""
@@ -224,7 +228,8 @@ class TradeConsumer:
         delay = 0.1
         while not batch.abandoned.is_set():
             try:
-                stored = self.table.store(batch.lines)  # [1] first the rows
+                with self.metrics.commit_seconds.time():
+                    stored = self.table.store(batch.lines)  # [1] first the rows
             except psycopg2.Error as error:  # [4] no row is to blame, so all of them wait
                 self.database_outage.report(first_line(error))
                 self.table.disconnect()
@@ -307,7 +312,8 @@ class TradeConsumer:
 class Progress:
     """What a person sees: each trade while there are few, one line a second when there are many."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: ConsumerMetrics) -> None:
+        self.metrics = metrics
         self.total = Stored()
         self.dead_letters = 0
         self.second_began = time.monotonic()
@@ -318,6 +324,7 @@ class Progress:
         """Count a batch that is safe."""
         self.total.inserted += stored.inserted
         self.total.repeated += stored.repeated
+        self.metrics.batch(stored.inserted, stored.repeated)
         self.stored_this_second += stored.inserted
         for message in messages[: max(0, READABLE_RATE - self.shown_this_second)]:
             print(f"📥 {describe(decode(message.value()))}", flush=True)
@@ -326,6 +333,7 @@ class Progress:
     def dead_letter(self, message: Message, reason: Exception) -> None:
         """Count a message that goes to the dead-letter topic, and say why."""
         self.dead_letters += 1
+        self.metrics.dead_letter(reason)
         if self.shown_this_second < READABLE_RATE:
             place = f"partition {message.partition()}, offset {message.offset()}"
             log.warning("⚠️  Dead letter (%s): %s", place, first_line(reason))
@@ -374,6 +382,7 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="read the topic from its oldest trade; stored ones are not doubled",
     )
+    add_option(parser)
     return parser.parse_args()
 
 
@@ -391,7 +400,8 @@ def main() -> int:
         ensure_topic(settings, settings.topic)
         ensure_topic(settings, settings.dead_letter_topic, **TOPIC_CONFIG)
         consumer = TradeConsumer(settings, options.from_beginning)
-    except (SettingsError, BrokerError, psycopg2.Error) as error:
+        consumer.metrics.serve(options.metrics_port)
+    except (SettingsError, BrokerError, MetricsError, psycopg2.Error) as error:
         print(f"consumer.py: {first_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
     # The collector would look through all messages in flight again and again for cycles that are not there.

@@ -30,6 +30,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from faker import Faker
 
 from pipeline.market import TradeProvider
+from pipeline.metrics import MetricsError, ProducerMetrics, add_option
 from pipeline.outage import Outage
 from pipeline.pace import Pace
 from pipeline.settings import Settings, SettingsError, read_settings
@@ -50,6 +51,7 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "message.timeout.ms": 0,  # [1] no limit
     "reconnect.backoff.max.ms": 1000,
     "linger.ms": 1,  # that a trade waits for others to share its request
+    "statistics.interval.ms": 1000,  # for the metrics
     "log_level": 0,  # what matters of librdkafka's log comes through error_cb,
     "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # the end of the world as an exception
 }
@@ -73,8 +75,10 @@ class TradeProducer:
         self._began = self._second_began = time.monotonic()
         self._sent_before = self._acknowledged_before = 0
         self._silent_for = 0.0  # seconds that trades wait for the next acknowledgement
+        self.metrics = ProducerMetrics(in_flight=lambda: self.in_flight)
         callbacks = {
             "error_cb": self._on_error,
+            "stats_cb": self.metrics.on_statistics,
             "on_delivery": self._on_delivery,
             "delivery.report.only.error": rate > READABLE_RATE,  # Python called once a trade would halve the speed
         }
@@ -150,6 +154,8 @@ class TradeProducer:
         if passed < 1:
             return
         acknowledged = self.acknowledged
+        self.metrics.sent.inc(self.sent - self._sent_before)
+        self.metrics.acknowledged.inc(acknowledged - self._acknowledged_before)
         if acknowledged > self._acknowledged_before:
             self._silent_for = 0.0
             self._outage.end()
@@ -179,6 +185,7 @@ class TradeProducer:
         """Take note of a refused trade, or print a delivered one."""
         if error is not None:
             self.errors += 1
+            self.metrics.errors.inc()
             if error.code() != KafkaError._MSG_TIMED_OUT:  # that comes only of a user's own KAFKA_MESSAGE_TIMEOUT_MS
                 self.refusal = error
             return
@@ -220,6 +227,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
     parser.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
     parser.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
+    add_option(parser)
     return parser.parse_args()
 
 
@@ -245,7 +253,8 @@ def main() -> int:
             return 0
         ensure_topic(settings, settings.topic)
         producer = TradeProducer(settings, options.rate, options.count)
-    except (SettingsError, BrokerError) as error:
+        producer.metrics.serve(options.metrics_port)
+    except (SettingsError, BrokerError, MetricsError) as error:
         print(f"producer.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
     try:

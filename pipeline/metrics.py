@@ -1,0 +1,131 @@
+"""What Prometheus can ask a script for: with `--metrics-port 9101`, at http://127.0.0.1:9101/metrics.
+
+Counted once per batch or per second, in the places where the scripts count for people, too. Bytes and lag are
+librdkafka's own statistics, which arrive every second: https://github.com/confluentinc/librdkafka/blob/master/STATISTICS.md
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+
+from pipeline.trade import COLUMNS
+
+COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_COLUMN = re.compile("|".join(COLUMNS))
+
+Address = tuple[str, int]
+
+
+class MetricsError(Exception):
+    """The metrics cannot be served; the text is one line that says what to do."""
+
+
+class Metrics:
+    """What both scripts have: the process's own figures, and the bytes that went to or came from Kafka."""
+
+    def __init__(self, direction: str) -> None:
+        """`direction` is sent or received."""
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._bytes = Counter(f"trades_{direction}_bytes", f"Message bytes {direction}.", registry=self.registry)
+        self._bytes_before = 0
+        self._bytes_key = "txmsg_bytes" if direction == "sent" else "rxmsg_bytes"
+
+    def serve(self, address: Address | None) -> None:
+        """Answer requests there from now on, in a thread that ends with the process. Raises `MetricsError`."""
+        if address is None:
+            return
+        host, port = address
+        try:
+            start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise MetricsError(
+                f"metrics cannot be served on {host}:{port} ({error.strerror}): give another --metrics-port"
+            ) from None
+
+    def on_statistics(self, text: str) -> None:
+        """Take librdkafka's statistics (its `stats_cb`)."""
+        self._take(json.loads(text))
+
+    def _take(self, statistics: dict[str, Any]) -> None:
+        total = statistics[self._bytes_key]
+        self._bytes.inc(total - self._bytes_before)
+        self._bytes_before = total
+
+
+class ProducerMetrics(Metrics):
+    """What becomes of the trades that are made."""
+
+    def __init__(self, in_flight: Callable[[], int]) -> None:
+        super().__init__("sent")
+        self.sent = Counter("trades_sent", "Trades handed to the Kafka client.", registry=self.registry)
+        self.acknowledged = Counter("trades_acknowledged", "Trades Kafka has for certain.", registry=self.registry)
+        self.errors = Counter("trades_delivery_errors", "Trades that Kafka refused.", registry=self.registry)
+        waiting = Gauge("trades_in_flight", "Trades neither acknowledged nor refused.", registry=self.registry)
+        waiting.set_function(in_flight)
+
+
+class ConsumerMetrics(Metrics):
+    """What becomes of the messages that are read."""
+
+    def __init__(self, database_up: Callable[[], bool]) -> None:
+        super().__init__("received")
+        self._stored = Counter("trades_stored", "New rows.", registry=self.registry)
+        self._repeated = Counter("trades_repeated", "Trades that were stored already.", registry=self.registry)
+        self._batches = Counter("trades_batches_stored", "Transactions that stored trades.", registry=self.registry)
+        self.commit_seconds = Histogram(
+            "trades_commit_seconds",
+            "Time to store and commit a batch, failed attempts included.",
+            buckets=COMMIT_SECONDS,
+            registry=self.registry,
+        )
+        self._dead_letters = Counter(
+            "trades_dead_letters",
+            "Messages that went to the dead-letter topic, by exception and the column it speaks of.",
+            ["error", "column"],
+            registry=self.registry,
+        )
+        self._lag = Gauge(
+            "trades_consumer_lag_messages",
+            "Messages of an assigned partition whose offsets are not committed yet.",
+            ["partition"],
+            registry=self.registry,
+        )
+        database = Gauge("trades_database_up", "1 unless PostgreSQL failed the last batch.", registry=self.registry)
+        database.set_function(database_up)
+
+    def batch(self, inserted: int, repeated: int) -> None:
+        """Count a batch that is stored."""
+        self._stored.inc(inserted)
+        self._repeated.inc(repeated)
+        self._batches.inc()
+
+    def dead_letter(self, reason: Exception) -> None:
+        """Count a dead letter. Its labels are no free text, so there are few of them whatever is sent."""
+        column = _COLUMN.search(str(reason))
+        self._dead_letters.labels(type(reason).__name__, column[0] if column else "").inc()
+
+    def _take(self, statistics: dict[str, Any]) -> None:
+        super()._take(statistics)
+        self._lag.clear()  # of partitions that others have now
+        for topic in statistics["topics"].values():
+            for number, partition in topic["partitions"].items():
+                if partition["fetch_state"] == "active" and partition["consumer_lag"] >= 0:
+                    self._lag.labels(number).set(partition["consumer_lag"])
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--metrics-port`, whose value is an `Address` or None."""
+    text = "serve metrics for Prometheus on this port, of 127.0.0.1 unless a host is given"
+    parser.add_argument("--metrics-port", type=_address, metavar="[HOST:]N", help=text)
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text}: give a port, such as 9101, or host:port")
+    return host or "127.0.0.1", int(port)
