@@ -5,9 +5,9 @@
     python -m benchmarks.producer --bootstrap localhost:9092
 
 Full speed: producer.py's own loop, trades made on the way, and a loop over one constant trade with the same settings
-take turns. The clock runs from the first acknowledgement, with which the connection stands, to the last one. Pace: when
-each trade was made, over ten seconds; evenness is the fullest and the emptiest 100 ms that begin with any trade. CPU and
-memory: of the script as a process.
+take turns. The clock runs from the first acknowledgement, with which the connection stands, to the last one.
+Pace: when each trade was made, over ten seconds, and the emptiest and the fullest 100 ms that begin with any of them.
+Upkeep: processor time and memory of the script as a process.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def full_speed(bootstrap_servers: str, trades: int) -> float:
 
 
 def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
-    """Return the rate kept over ten seconds, and the emptiest and the fullest 100 ms, each as a share of what is due."""
+    """Return the rate kept over ten seconds, and the emptiest and the fullest 100 ms, as shares of what is due."""
     moments: list[float] = []
 
     def note(tape: Tape) -> Tape:
@@ -163,11 +163,11 @@ def measure(bootstrap_servers: str, trades: int, rounds: int) -> None:
         print(f"| --rate {rate} | {kept:.2%} | {least:.0%} | {most:.0%} |", flush=True)
 
     print("\n| upkeep | of one core | memory after 3 s | at the end |\n|---|---:|---:|---:|")
-    for rate, seconds in (("1", 20), ("1000", 10), ("50000", 10), ("max", 10)):
-        show(f"upkeep: --rate {rate}")
-        used, before, after = upkeep(bootstrap_servers, rate, seconds)
+    for pace_name, seconds in (("1", 20), ("1000", 10), ("50000", 10), ("max", 10)):
+        show(f"upkeep: --rate {pace_name}")
+        used, before, after = upkeep(bootstrap_servers, pace_name, seconds)
         show("")
-        print(f"| --rate {rate}, {seconds} s | {used:.1%} | {before:.1f} MB | {after:.1f} MB |", flush=True)
+        print(f"| --rate {pace_name}, {seconds} s | {used:.1%} | {before:.1f} MB | {after:.1f} MB |", flush=True)
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """A steady rate: how many trades are due, and how long until the next one is."""
 
 CATCH_UP = 1.05  # how much faster than the rate it may go after a stall
-BURST = 0.005  # seconds' worth of trades that may go at once
+BURST = 0.008  # seconds' worth of trades that may go at once
 TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
 
 
