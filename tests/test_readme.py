@@ -1,0 +1,351 @@
+"""README.md is right: every command in it runs, every name in it exists, every message in it is one that is said."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import metadata
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+import streamlit.web.server
+
+from pipeline.metrics import ConsumerMetrics, ProducerMetrics
+from pipeline.settings import OWN_VARIABLES, read_settings
+from pipeline.trade import COLUMNS, decode
+from tests.conftest import RunScript
+from tests.containers import (
+    COMPOSE,
+    KAFKA_TOOLS,
+    POSTGRES_PROGRAMS,
+    SERVICES,
+    run_kafka_tool,
+    run_postgres_program,
+)
+from tests.messages import trade
+from tests.services import ROOT, ApacheKafka, Kafka, Postgres, Script, environment_of, eventually, free_port
+from tests.test_contract import CONTRACT
+
+README = (ROOT / "README.md").read_text()
+
+
+@dataclass
+class Command:
+    """One line of a shell block: `NAME=value program word … < input`."""
+
+    line: str
+    variables: dict[str, str] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    input: Path | None = None
+
+    def __post_init__(self) -> None:
+        words = shlex.split(self.line)
+        if "<" in words:
+            self.input = ROOT / words[-1]
+            words = words[: words.index("<")]
+        while "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            self.variables[name] = value
+        self.words = words
+
+    @property
+    def options(self) -> list[str]:
+        return [word for word in self.words if word.startswith("--")]
+
+
+def commands(*program: str) -> list[Command]:
+    """The commands of the shell blocks that begin with these words, in their order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    every = [Command(line) for block in blocks for line in block.splitlines()]
+    return [command for command in every if tuple(command.words[: len(program)]) == program]
+
+
+def table_after(heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading, without its own head."""
+    section = re.split(rf"^#+ {re.escape(heading)}$", README, flags=re.MULTILINE)[1]
+    rows = re.findall(r"^\|(.+)\|$", re.split(r"^#", section, flags=re.MULTILINE)[0], re.MULTILINE)
+    return [[cell.strip() for cell in row.split(" | ")] for row in rows[2:]]
+
+
+# -- commands
+
+
+def test_every_command_is_of_a_kind_that_is_tried_here() -> None:
+    kinds = [("make",), ("python",), ("python3", "-m", "venv"), (".",), ("pip", "install"), ("streamlit", "run")]
+    tried = [
+        command.line for kind in (*kinds, ("docker", "compose"), ("docker", "exec")) for command in commands(*kind)
+    ]
+    assert sorted(tried) == sorted(command.line for command in commands())
+    assert len(tried) > 30
+
+
+@pytest.mark.parametrize("command", commands("make"), ids=lambda command: str(command.line))
+def test_make_has_the_target(command: Command) -> None:
+    [target] = command.words[1:]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_environment_is_made_from_files_that_are_here() -> None:
+    [made], [activated] = commands("python3", "-m", "venv"), commands(".")
+    assert activated.words[1] == f"{made.words[-1]}/bin/activate"
+    installed = [command.words[-1] for command in commands("pip", "install", "-r")]
+    assert installed == ["requirements.txt", "requirements-dev.txt"]
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+
+
+@pytest.mark.parametrize("command", commands("python"), ids=lambda command: str(command.line))
+def test_a_script_has_the_options(command: Command) -> None:
+    script = command.words[1:3] if command.words[1] == "-m" else command.words[1:2]
+    done = subprocess.run([sys.executable, *script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for option in command.options:
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize("command", commands("python", "producer.py"), ids=lambda command: str(command.line))
+def test_the_producer_runs(command: Command, run_script: RunScript) -> None:
+    few = ["1000" if word == "1000000" else word for word in command.words[1:]]
+    script = run_script(*few, **command.variables)
+    script.wait_for_line("📤" if "max" not in few else "acknowledged")
+    if "--count" not in few:
+        script.process.send_signal(signal.SIGINT)
+    assert script.wait() == 0
+    assert script.stderr == ""
+
+
+def test_the_consumer_runs_and_reads_from_the_beginning(run_script: RunScript, broker: Kafka, topic: str) -> None:
+    broker.create_topic(topic)
+    broker.produce(topic, [trade()])
+    assert "python consumer.py --from-beginning" in README
+    script = run_script("consumer.py", "--from-beginning")
+    script.wait_for_line("🟢 Consumer started. Waiting for trades...")
+    script.wait_for_line("📥")
+    assert script.stop() == 0
+
+
+@pytest.mark.parametrize("command", commands("streamlit", "run"), ids=lambda command: str(command.line))
+def test_the_page_starts(command: Command, run_script: RunScript) -> None:
+    port = str(free_port())
+    script = run_script("-m", *command.words, STREAMLIT_SERVER_PORT=port)
+    script.wait_for_line(f":{port}")
+    with urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=10) as answer:
+        assert answer.status == 200
+    assert script.stop() == 0
+
+
+@pytest.mark.parametrize("command", commands("docker", "compose"), ids=lambda command: str(command.line))
+def test_docker_compose_knows_the_profile_and_the_service(command: Command) -> None:
+    words = iter(command.words[2:])
+    rest = []
+    for word in words:
+        if word == "--profile":
+            assert next(words) in {profile for service in SERVICES.values() for profile in service.get("profiles", [])}
+        elif word == "--scale":
+            service, _, number = next(words).partition("=")
+            assert "container_name" not in SERVICES[service]
+            assert int(number) <= int(command.variables["KAFKA_TOPIC_PARTITIONS"])
+        else:
+            rest.append(word)
+    assert rest in (["up", "-d"], ["logs", "-f"], ["down"])
+
+
+def in_container(command: Command) -> tuple[str, list[str]]:
+    """The container of a `docker exec` and the words that run in it."""
+    _, _, mode, container, *words = command.words
+    assert mode == ("-i" if command.input else "-it")
+    assert container in {service.get("container_name") for service in SERVICES.values()}
+    return container, words
+
+
+def test_the_commands_in_the_database_run_in_their_order() -> None:
+    ran = 0
+    with Postgres() as server:
+        server.database.query("DROP TABLE trades")  # as if nobody had made it
+        for container, words, command in [(*in_container(command), command) for command in commands("docker", "exec")]:
+            if container != "postgres":
+                continue
+            assert words[0] in POSTGRES_PROGRAMS
+            text = command.input.read_text() if command.input else None
+            done = run_postgres_program(words, server.url, text)
+            assert done.returncode == 0, done.stdout
+            assert "ERROR" not in done.stdout
+            ran += 1
+        assert server.database.count() == 0
+    assert ran >= 5
+
+
+def test_the_commands_in_kafka_run_in_their_order(own_broker: Kafka) -> None:
+    if not isinstance(own_broker, ApacheKafka):
+        pytest.skip("Apache Kafka's own programs are tried with --kafka apache")
+    printed = ""
+    for command in commands("docker", "exec"):
+        container, words = in_container(command)
+        if container != "kafka":
+            continue
+        if "kafka-console-consumer" in words:
+            own_broker.produce("orders", [trade() for _ in range(5)])
+        if "kafka-consumer-groups" in words:
+            consume_once(own_broker)
+        done = run_kafka_tool(words, own_broker.bootstrap_servers)
+        assert done.returncode == 0, done.stdout
+        printed += done.stdout
+    assert printed.count('"trade_id"') == 5
+    assert re.search(r"^trades-consumer-group-v2 +orders +0 ", printed, re.MULTILINE)
+    assert own_broker.partitions("orders") == 6
+
+
+def consume_once(broker: Kafka) -> None:
+    """Let the consumer join its group and store what there is."""
+    with Postgres() as server:
+        group = read_settings({}).group_id
+        script = Script(
+            ["consumer.py", "--from-beginning"], environment_of(broker.bootstrap_servers, server.url, "orders", group)
+        )
+        try:
+            eventually(lambda: server.database.count() == 5)
+            assert script.stop() == 0
+        finally:
+            script.kill()
+
+
+def test_every_command_in_a_container_is_one_of_its_programs() -> None:
+    for command in commands("docker", "exec"):
+        container, [program, *_] = in_container(command)
+        assert program in {"kafka": tuple(KAFKA_TOOLS), "postgres": POSTGRES_PROGRAMS}[container]
+
+
+# -- names and values
+
+
+def test_the_event_is_one_that_the_consumer_takes() -> None:
+    [event] = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert decode(event.encode())
+    assert tuple(json.loads(event)) == COLUMNS
+
+
+def test_the_table_of_the_event_is_the_contract() -> None:
+    kinds = {str: "string", float: "number", int: "integer"}
+    rows = [(name, kind, re.findall("`.+?`", column)[0]) for name, kind, column, _ in table_after("The event")]
+    assert rows == [(f"`{name}`", kinds[kind], f"`{column}`") for name, (column, kind) in CONTRACT.items()]
+
+
+def test_the_settings_are_those_that_are_read() -> None:
+    defaults = {name.strip("`"): default.strip("`") for name, default, _ in table_after("Settings")}
+    settings = read_settings({})
+    assert defaults["KAFKA_BOOTSTRAP_SERVERS"] == settings.bootstrap_servers
+    assert defaults["KAFKA_TOPIC"] == settings.topic
+    assert defaults["KAFKA_GROUP_ID"] == settings.group_id
+    assert defaults["KAFKA_AUTO_OFFSET_RESET"] == settings.auto_offset_reset
+    assert defaults["KAFKA_TOPIC_PARTITIONS"] == str(settings.topic_partitions)
+    assert defaults["DATABASE_URL"] == settings.database_url
+    assert set(defaults) > OWN_VARIABLES
+    read = set(re.findall(r"""environ(?:ment)?\.get\(\s*"(\w+)\"""", source()))
+    assert read <= set(defaults), "a variable that the README does not name"
+
+
+def test_the_variables_in_commands_are_known() -> None:
+    ours = OWN_VARIABLES | {name.strip("`") for name, *_ in table_after("Settings")}
+    for command in commands():
+        for name, value in command.variables.items():
+            assert name in ours or name.startswith("KAFKA_")
+            read_settings({name: value})
+
+
+def source() -> str:
+    """Everything that can say something, with the parts of a text that is written over several lines put together."""
+    paths = [*ROOT.glob("*.py"), *(ROOT / "pipeline").glob("*.py"), ROOT / "tests" / "conftest.py", ROOT / "Makefile"]
+    return re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in paths))
+
+
+def test_the_metrics_are_those_that_are_served() -> None:
+    served: set[tuple[str, str]] = set()
+    for script, metrics in (("producer", ProducerMetrics(lambda: 0)), ("consumer", ConsumerMetrics(lambda: True))):
+        for family in metrics.registry.collect():
+            if family.name.startswith("trades_"):
+                served.add((family.name + ("_total" if family.type == "counter" else ""), script))
+    assert {(name.strip("`"), script) for name, script, _ in table_after("Running it for real")} == served
+
+
+def messages() -> list[str]:
+    return [message.strip("`") for message, _ in table_after("When something goes wrong")]
+
+
+# What others say: make, Python and Docker. The rest is ours, or Streamlit's.
+SAID_BY_OTHERS = {
+    "make: *** [Makefile:…: run] Error 130",
+    "ModuleNotFoundError: No module named 'confluent_kafka'",
+    "Bind for 127.0.0.1:… failed: port is already allocated",
+}
+
+
+@pytest.mark.parametrize("message", [message for message in messages() if message not in SAID_BY_OTHERS])
+def test_a_message_is_one_that_is_said(message: str) -> None:
+    streamlits = "\n".join(path.read_text() for path in Path(streamlit.web.server.__file__).parent.rglob("*.py"))
+    said = (source() + streamlits).replace("Address already in use", "")
+    parts = [part for part in message.replace("Address already in use", "…").split("…") if part.strip(" .,:()")]
+    pattern = r"[^\n]{0,80}?".join(re.escape(part.strip()) for part in parts)
+    assert re.search(pattern, said), message
+
+
+def test_what_others_say_is_in_the_table() -> None:
+    assert set(messages()) > SAID_BY_OTHERS
+
+
+def test_the_promises_are_marked_in_the_consumer() -> None:
+    consumer = (ROOT / "consumer.py").read_text()
+    docstring, code = consumer.split('"""', 2)[1:]
+    for mark in re.findall(r"`(\[\d\])`", README.split("## What is promised")[1]):
+        assert mark in docstring
+        assert mark in code
+
+
+def test_every_heading_and_file_that_is_linked_to_is_there() -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for name in re.findall(r"`((?:pipeline|sql|tests|benchmarks)/[\w./]*)`", README):
+        assert (ROOT / name).exists(), name
+
+
+# -- the tree and the licences
+
+
+def tree() -> Iterator[str]:
+    """Every path of the README's tree."""
+    [block] = re.findall(r"^```text\n(.*?)^```", README.split("## The files")[1], re.MULTILINE | re.DOTALL)
+    folder = ""
+    for line in block.splitlines():
+        names = re.split(r" {2,}", line.strip())[0]
+        if not line.startswith(" "):
+            folder = names if names.endswith("/") else ""
+        yield from (folder + name if line.startswith(" ") else name for name in names.split(", "))
+
+
+def test_the_tree_is_the_one_that_is_here() -> None:
+    listed = set(tree())
+    for path in listed:
+        assert (ROOT / path).exists(), path
+        assert (ROOT / path).is_dir() == path.endswith("/"), path
+    expected = {path.name for path in ROOT.glob("*.py")} | {"Makefile", "Procfile", "Dockerfile", "docker-compose.yml"}
+    expected |= {f"pipeline/{path.name}" for path in (ROOT / "pipeline").glob("*.py") if path.name != "__init__.py"}
+    expected |= {f"sql/{path.name}" + ("/" if path.is_dir() else "") for path in (ROOT / "sql").iterdir()}
+    assert expected <= listed, expected - listed
+
+
+def test_every_package_that_is_shipped_is_listed_with_its_licence() -> None:
+    licence_of = {package: licence for packages, licence in table_after("Licences") for package in packages.split(", ")}
+    licence_of = {package.partition(" ")[0]: licence for package, licence in licence_of.items()}
+    required = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(required) <= set(licence_of)
+    for package, licence in licence_of.items():
+        own = metadata(package)
+        stated = str([own.get_all(name) for name in ("License-Expression", "License", "Classifier")])
+        assert licence in stated.replace("Apache Software License", "Apache-2.0"), (package, stated)
+
+
+def test_compose_and_the_readme_name_the_same_project() -> None:
+    assert COMPOSE["name"] == re.findall(r'^name = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
