@@ -49,6 +49,7 @@ BATCH_SIZE = 20_000  # trades; more costs memory and gains nothing
 CHUNK_SIZE = 2_000  # trades decoded between two looks at the writer
 WRITES_IN_FLIGHT = 2  # one being stored, one waiting, so that PostgreSQL never does
 READABLE_RATE = 20  # trades/s up to which each is printed
+SECONDS_UNNOTICED = 0.05  # that a stop or a rebalance may wait
 SECONDS_BEFORE_PAUSE = 1.0  # that the writer may be busy before fetching pauses
 SECONDS_TO_HAND_OVER = 5.0  # that a rebalance waits for the batches in flight
 SECONDS_TO_STOP = 7.0  # that a stop waits for them
@@ -143,8 +144,8 @@ class TradeConsumer:
                 self.add([first, *self.consumer.consume(CHUNK_SIZE, timeout=0)])
         elif messages := self.consumer.consume(CHUNK_SIZE, timeout=0):
             self.add(messages)
-        else:
-            self.wait_for_writer()
+        else:  # either may come first; in an outage, neither soon
+            self.wait_for_writer(SECONDS_UNNOTICED if self.database_outage.ongoing else 0.001)
 
     def add(self, messages: list[Message]) -> None:
         """Decode messages into the batch; what is no trade becomes a dead letter."""
@@ -190,13 +191,13 @@ class TradeConsumer:
             self.add([message])  # was on its way when the partition was paused
         self.wait_for_writer()
 
-    def wait_for_writer(self) -> None:
-        """Wait until the oldest write is done, but never so long that Kafka would miss us."""
+    def wait_for_writer(self, seconds: float = SECONDS_UNNOTICED) -> None:
+        """Wait until the oldest write is done, for at most that long."""
         _, write = self.writes[0]
         if write.done():  # then it is dead letters that are waited for
-            self.dead_letters.flush(0.05)
+            self.dead_letters.flush(seconds)
         else:
-            wait([write], timeout=0.05)
+            wait([write], seconds)
 
     # -- storing: rows first, offsets after
 
