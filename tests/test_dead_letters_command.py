@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 from pipeline.dead_letters import DeadLetters
 from pipeline.replay import MARK, Replay, unreplayed
@@ -115,18 +115,20 @@ def test_a_message_that_looks_like_a_mark_hides_no_letter(
 
 
 @pytest.mark.usefixtures("letters")
-def test_a_replay_killed_half_way_is_as_if_it_had_never_been(
+def test_a_replay_that_another_overtakes_is_as_if_it_had_never_been(
     broker: Kafka, command: Command, topic: str, environment: dict[str, str]
 ) -> None:
     if not broker.keeps_topics:
         pytest.skip("the embedded broker keeps no transaction apart: make test-kafka")
     settings = read_settings(environment)
-    killed = Replay(settings)
-    killed._producer.begin_transaction()
+    slow = Replay(settings)
+    slow._producer.begin_transaction()
     for letter in unreplayed(settings):
-        killed._send(letter)
-    killed._producer.flush()
+        slow._send(letter)
+    slow._producer.flush()
     assert command("--replay", "--all").startswith("4 dead")
+    with pytest.raises(KafkaException, match="FENCED"):
+        slow._producer.commit_transaction()
     assert values(broker, topic) == sorted([*REASONS, *REASONS])
 
 

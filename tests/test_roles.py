@@ -104,3 +104,11 @@ def test_the_page_works_as_the_reader(database: Database, login: Login) -> None:
     engine.dispose()
     assert (snapshot.problem, list(snapshot.trades["ticker"])) == (None, ["AAPL"])
     assert (session.problem, session.tickers) == (None, ["AAPL"])
+
+
+def test_retention_works_as_the_pruner(database: Database, run_script: RunScript, login: Login) -> None:
+    database.query("INSERT INTO trades VALUES ('1', 'AAPL', 1.5, 10, 'buy', '2026-01-31 08:30')")
+    variables = {"DATABASE_URL": login("trades_pruner").url, "TRADES_RETENTION": "30d"}
+    script = run_script("-m", "pipeline.retention", "--once", **variables)
+    assert script.wait() == 0, script.stderr
+    assert database.count() == 0
