@@ -5,7 +5,8 @@
 
 It starts a PostgreSQL of its own with local_stack.py's settings, autovacuum included, fills the table with trades of
 the last twenty days and then, round after round, stores 1,000 trades/s as consumer.py does and asks for the latest 200
-twenty times a second as the page does: first alone, then beside a retention of ten days.
+twenty times a second as the page does: first alone, then beside a retention of ten days. At the end once more, beside
+the vacuum that all this leads to, at autovacuum's pace.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from statistics import median
 from uuid import uuid4
+
+import psycopg2
 
 from benchmarks.sink import processor
 from pipeline.database import TradesTable
@@ -37,9 +40,11 @@ FILL = """
     CREATE INDEX trades_timestamp_idx ON trades (timestamp)
 """
 BATCH = 20  # trades, every 20 ms: 1,000/s
+ALONE, PRUNING, VACUUM = "alone", "beside pruning", "beside the vacuum after it"
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 Milliseconds = list[float]
+Times = tuple[Milliseconds, Milliseconds]  # of each batch stored, of each question asked
 
 
 @contextmanager
@@ -63,7 +68,7 @@ def repeating(every: float, work: Callable[[], object]) -> Iterator[Milliseconds
         thread.join()
 
 
-def load(database: Database, seconds: float) -> tuple[Milliseconds, Milliseconds]:
+def load(database: Database, seconds: float) -> Times:
     """Store and ask for so many seconds; return how long each took."""
     table = TradesTable(database.url)
 
@@ -86,36 +91,68 @@ def load(database: Database, seconds: float) -> tuple[Milliseconds, Milliseconds
     return stores, asks
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, Milliseconds], list[float]]:
-    """Run all rounds; return the times by what was done and beside what, and the trades pruned per second."""
-    times: dict[str, Milliseconds] = {what: [] for what in ("store", "ask", "store, pruning", "ask, pruning")}
+def load_beside_pruning(database: Database, seconds: float) -> tuple[Times, float]:
+    """Do the same beside the real process; return also the trades that it pruned per second."""
+    began = time.monotonic()
+    variables = {"DATABASE_URL": database.url, "TRADES_RETENTION": "10d"}
+    script = Script(["-m", "pipeline.retention"], dict(os.environ) | variables)
+    try:
+        times = load(database, seconds)
+        assert script.stop() == 0, script.stderr
+    finally:
+        script.kill()
+    return times, int(script.stdout.split()[-3].replace(",", "")) / (time.monotonic() - began)
+
+
+def load_beside_vacuum(database: Database, seconds: float) -> Times:
+    """Do the same while the table is vacuumed, as autovacuum would; not to its end."""
+    with closing(database.connect()) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("SET vacuum_cost_delay = '2ms'")  # autovacuum's default
+
+        def vacuum() -> None:
+            with suppress(psycopg2.errors.QueryCanceled):
+                connection.cursor().execute("VACUUM trades")
+
+        thread = threading.Thread(target=vacuum)
+        thread.start()
+        times = load(database, seconds)
+        connection.cancel()
+        thread.join()
+        return times
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, Times], list[float]]:
+    """Run all rounds; return the times by what went on beside, and the trades pruned per second."""
+    times: dict[str, Times] = {beside: ([], []) for beside in (ALONE, PRUNING, VACUUM)}
     rates = []
+
+    def add(beside: str, taken: Times) -> None:
+        for known, new in zip(times[beside], taken, strict=True):
+            known.extend(new)
+
     with Postgres() as postgres:
         database = postgres.database
-        print(f"Filling a table with {options.rows:,} trades ...", file=sys.stderr, flush=True)
+        say(f"Filling a table with {options.rows:,} trades ...")
         database.query(FILL % {"rows": options.rows})
         with closing(database.connect()) as connection:
             connection.autocommit = True
             connection.cursor().execute("VACUUM (ANALYZE) trades")
             connection.cursor().execute("CHECKPOINT")
         for number in range(options.rounds):
-            print(f"Round {number + 1} of {options.rounds} ...", file=sys.stderr, flush=True)
-            stores, asks = load(database, options.seconds)
-            times["store"] += stores
-            times["ask"] += asks
-            variables = {"DATABASE_URL": postgres.url, "TRADES_RETENTION": "10d"}
-            script = Script(["-m", "pipeline.retention"], dict(os.environ) | variables)
-            try:
-                began = time.monotonic()
-                stores, asks = load(database, options.seconds)
-                assert script.stop() == 0, script.stderr
-                seconds = time.monotonic() - began
-            finally:
-                script.kill()
-            times["store, pruning"] += stores
-            times["ask, pruning"] += asks
-            rates.append(int(script.stdout.split()[-3].replace(",", "")) / seconds)
+            say(f"Round {number + 1} of {options.rounds} ...")
+            add(ALONE, load(database, options.seconds))
+            taken, rate = load_beside_pruning(database, options.seconds)
+            add(PRUNING, taken)
+            rates.append(rate)
+        say("Vacuum ...")
+        add(VACUUM, load_beside_vacuum(database, options.seconds))
     return times, rates
+
+
+def say(text: str) -> None:
+    """Tell how far it has come."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -139,11 +176,12 @@ def main() -> int:
         f"{options.rows:,} rows, medians of {options.rounds} rounds; {median(rates):,.0f} trades/s pruned; PostgreSQL "
         f"18.6, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"
     )
-    print("| milliseconds for | " + " | ".join(f"{name} | … beside pruning" for name in PERCENTILES) + " |")
-    print("|---|" + "---:|" * 2 * len(PERCENTILES))
-    for what, title in (("store", f"storing {BATCH} trades"), ("ask", "the latest 200")):
-        pairs = [at(times[key], share) for share in PERCENTILES.values() for key in (what, f"{what}, pruning")]
-        print(f"| {title} | " + " | ".join(f"{each:.1f}" for each in pairs) + " |")
+    headings = [f"{what}, {name}" for what in (f"storing {BATCH} trades", "the latest 200") for name in PERCENTILES]
+    print(f"| milliseconds | {' | '.join(headings)} |")
+    print("|---|" + "---:|" * len(headings))
+    for beside, both in times.items():
+        figures = [f"{at(taken, share):.1f}" for taken in both for share in PERCENTILES.values()]
+        print(f"| {beside} | {' | '.join(figures)} |")
     return 0
 
 
