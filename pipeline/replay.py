@@ -201,7 +201,9 @@ def main() -> int:
     try:
         settings = read_settings()
         wait_for_broker(settings, SECONDS_FOR_BROKER)
-        if options.replay:
+        if stop_requested():
+            print("Stopped before it started.")
+        elif options.replay:
             replay(settings, chosen)
         else:
             show(filter(chosen, unreplayed(settings)))

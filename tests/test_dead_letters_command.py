@@ -155,5 +155,12 @@ def test_what_the_user_got_wrong_is_one_line(
     assert len(script.stderr_lines) == 1
 
 
+def test_a_stop_while_it_waits_for_the_broker(run_script: RunScript) -> None:
+    script = run_script("-m", "pipeline.dead_letters", "--replay", "--all", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    script.wait_for_line("⏳ Waiting for Kafka")
+    assert script.stop() == 0
+    assert script.stdout == "Stopped before it started."
+
+
 def test_the_help_teaches(command: Command) -> None:
     assert re.search(r"--replay --reason .*\n.*--replay --all", command("--help"))
