@@ -3,6 +3,10 @@
 The way back, `python -m pipeline.dead_letters`, is in pipeline/replay.py.
 """
 
+# isort: off
+import pipeline.stop  # noqa: F401 — first: from here on Ctrl-C is an orderly end
+# isort: on
+
 import sys
 from collections.abc import Callable
 from typing import Any
