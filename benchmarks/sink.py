@@ -13,7 +13,7 @@ spare the next, and the time of every commit is recorded. From those times comes
 
   rate         rows per second from the first commit to the last, the rows of the first left out: start-up, joining
                the group and filling the first batch do not count. `psql \copy` is one commit, so it is timed
-               whole, from the start of the process.
+               whole, from the start of the process. Several consumers start storing when all have joined.
   from start   rows per second from the start of the process to the last commit, all included.
 
 Every system has to end with exactly the rows that were produced; each is at its fastest setting that leaves a
@@ -39,7 +39,8 @@ from uuid import uuid4
 
 import psutil
 import psycopg2
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupState, Producer
+from confluent_kafka.admin import AdminClient
 
 from benchmarks.systems import SYSTEMS, System, Task
 from local_stack import maintenance_url
@@ -51,6 +52,7 @@ from tests.services import (
     Kafka,
     Postgres,
     environment_of,
+    eventually,
     missing_for_apache,
 )
 
@@ -157,7 +159,7 @@ def preload(database: Database, count: int) -> None:
     database.query(
         """
         INSERT INTO trades
-        SELECT uuidv7(interval '-1 day'), 'AAPL', 100 + n % 10000 / 100.0, 1 + n % 1000, 'buy',
+        SELECT uuidv7(interval '-1 day'), 'AAPL', 100 + n %% 10000 / 100.0, 1 + n %% 1000, 'buy',
                now() AT TIME ZONE 'UTC' - interval '1 day' + n * interval '1 microsecond'
         FROM generate_series(1, %s) AS n
         """,
@@ -181,6 +183,8 @@ def drain(contestant: Contestant, task: Task, stored: Stored, consumers: int) ->
     copies = consumers if contestant.name == "consumer" else 1
     started = time.time()
     with running(command, task, copies) as processes:
+        if copies > 1:
+            hold_until_joined(task, copies)
         peak_memory = watch(contestant.title, processes, task, stored, wanted)
     commits = task.database.query(
         "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8, count(*) FROM trades "
@@ -194,6 +198,19 @@ def drain(contestant: Contestant, task: Task, stored: Stored, consumers: int) ->
     from_start = rows / (last - started)
     rate = (rows - rows_of_first) / (last - first) if last > first else from_start
     return Drain(rate, from_start, len(commits), peak_memory)
+
+
+def hold_until_joined(task: Task, members: int) -> None:
+    """Keep the table locked until the whole group is there, so that nothing of its joining is measured."""
+    admin = AdminClient({"bootstrap.servers": task.bootstrap_servers})
+    with closing(task.database.connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE trades IN EXCLUSIVE MODE")
+
+        def joined() -> bool:
+            group = admin.describe_consumer_groups([task.group])[task.group].result()
+            return group.state == ConsumerGroupState.STABLE and len(group.members) == members
+
+        eventually(joined, timeout=60, every=0.5)
 
 
 @contextmanager
@@ -274,6 +291,7 @@ def clone(postgres: Postgres, template: Database) -> Iterator[Database]:
     with closing(psycopg2.connect(maintenance_url(postgres.url))) as connection:
         connection.autocommit = True
         connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE {of} STRATEGY file_copy")  # has a checkpoint
+    os.sync()  # what was copied shall not be written during the drain
     yield Database(url)
     postgres.drop_database(Database(url))
 
@@ -319,8 +337,7 @@ def contestants(options: argparse.Namespace, postgres: Postgres) -> list[Contest
 
 def print_table(options: argparse.Namespace, entrants: list[Contestant], results: dict[str, list[Drain]]) -> None:
     """Print medians, and the medians of each round's ratios."""
-    ours = results.get(SYSTEMS["consumer"].title)
-    limit = results.get(SYSTEMS["copy"].title)
+    beside = {(entrant.name, entrant.template): results[entrant.title] for entrant in entrants}
     consumers = f", {options.consumers} consumers" if options.consumers > 1 else ""
     say(
         f"{options.trades:,} trades, {options.partitions} partition(s){consumers}, medians of {options.rounds} rounds; "
@@ -338,9 +355,13 @@ def print_table(options: argparse.Namespace, entrants: list[Contestant], results
         memory_used = median(each.peak_memory for each in drains)
         say(
             f"| {entrant.title} | {median(rates):,.0f} | {min(rates):,.0f} – {max(rates):,.0f} "
-            f"| {ratio(drains, limit)} | {ratio(ours, drains)} | {from_start:,.0f} | {commits:,.0f} "
+            f"| {ratio(drains, beside.get(('copy', entrant.template)))} "
+            f"| {ratio(beside.get(('consumer', entrant.template)), drains)} | {from_start:,.0f} | {commits:,.0f} "
             f"| {memory_used:,.0f} MB |"
         )
+    for full in entrants[len(options.systems.split(",")) :]:
+        share = ratio(results[full.title], results[full.system.title])
+        say(f"\n{full.title}: {share} its rate into an empty table")
 
 
 def ratio(these: list[Drain] | None, those: list[Drain] | None) -> str:
