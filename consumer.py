@@ -193,6 +193,8 @@ class TradeConsumer:
 
     def wait_for_writer(self, seconds: float = SECONDS_UNNOTICED) -> None:
         """Wait until the oldest write is done, for at most that long."""
+        if not self.writes:  # a rebalance took them
+            return
         _, write = self.writes[0]
         if write.done():  # then it is dead letters that are waited for
             self.dead_letters.flush(seconds)
