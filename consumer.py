@@ -46,7 +46,7 @@ from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
 from pipeline.trade import InvalidTrade, Trade, copy_lines, decode
 
 BATCH_SIZE = 20_000  # trades; more costs memory and gains nothing
-CHUNK_SIZE = 2_000  # trades decoded between two looks at the writer
+CHUNK_SIZE = 1_000  # trades decoded between two looks at the writer
 WRITES_IN_FLIGHT = 2  # one being stored, one waiting, so that PostgreSQL never does
 READABLE_RATE = 20  # trades/s up to which each is printed
 SECONDS_UNNOTICED = 0.05  # that a stop or a rebalance may wait
@@ -149,7 +149,9 @@ class TradeConsumer:
 
     def add(self, messages: list[Message]) -> None:
         """Decode messages into the batch; what is no trade becomes a dead letter."""
-        messages = [message for message in messages if self.is_data(message)]
+        if errors := [error for message in messages if (error := message.error()) is not None]:
+            messages = [message for message in messages if message.error() is None]
+            self.on_error(errors[0])
         try:
             lines = copy_lines([message.value() for message in messages]) if messages else []
         except InvalidTrade:
@@ -166,13 +168,6 @@ class TradeConsumer:
             self.batch.messages.append(message)
         except InvalidTrade as reason:
             self.publish_dead_letter(self.batch, message, reason)
-
-    def is_data(self, message: Message) -> bool:
-        """Tell a message from an error that librdkafka delivers in its place."""
-        error = message.error()
-        if error is not None:
-            self.on_error(error)
-        return error is None
 
     def publish_dead_letter(self, batch: Batch, message: Message, reason: Exception) -> None:
         """Keep the message in the dead-letter topic; the batch's offsets wait for it [3]."""

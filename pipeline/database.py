@@ -93,7 +93,7 @@ class TradesTable:
 
 
 def _copy(cursor: Cursor, table: str, lines: Sequence[str]) -> None:
-    data = BytesIO("".join(lines).encode())
+    data = BytesIO("\n".join([*lines, ""]).encode())
     cursor.copy_expert(f"COPY {table} ({_COLUMNS}) FROM STDIN (ENCODING 'UTF8')", data, size=_COPY_CHUNK)
 
 
