@@ -1,6 +1,6 @@
 """A steady rate: how many trades are due, and how long until the next one is."""
 
-CATCH_UP = 1.05  # how much faster than the rate it may go after a stall
+CATCH_UP = 0.05  # how much faster than the rate it may always go to make up for lost time
 BURST = 0.008  # seconds' worth of trades that may go at once
 TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
 
@@ -8,8 +8,8 @@ TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
 class Pace:
     """Spreads `rate` trades a second evenly.
 
-    What a stall of up to a second left undone is made up for by going 5 % faster, never in a burst; the rest is let go.
-    Times are seconds of any steady clock, such as `time.monotonic`.
+    What a stall left undone is made up for within some seconds, never in a burst: the longer it was, the faster, up to
+    twice the rate after a second. What is later than that is let go. Times are seconds of any steady clock.
     """
 
     def __init__(self, rate: float, now: float) -> None:
@@ -23,7 +23,8 @@ class Pace:
         passed = (now - self._checked) * self._rate
         self._checked = now
         self._owed = min(self._owed + passed, max(self._rate, 1.0))
-        self._allowed = min(self._allowed + CATCH_UP * min(passed, max(BURST * self._rate, 1.0)), self._owed)
+        speed = 1 + CATCH_UP + self._owed / max(self._rate, 1.0)
+        self._allowed = min(self._allowed + speed * min(passed, max(BURST * self._rate, 1.0)), self._owed)
         trades = int(min(self._allowed, at_most))
         self._allowed -= trades
         self._owed -= trades
