@@ -43,7 +43,7 @@ from pipeline.outage import Outage
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.starting_offsets import StartingOffsets
 from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
-from pipeline.trade import InvalidTrade, Trade, copy_lines, decode
+from pipeline.trade import InvalidTrade, copy_lines, decode, describe
 
 BATCH_SIZE = 20_000  # trades; more costs memory and gains nothing
 CHUNK_SIZE = 1_000  # trades decoded between two looks at the writer
@@ -355,11 +355,6 @@ class Progress:
         )
 
 
-def describe(trade: Trade) -> str:
-    """Return one trade as a person reads it."""
-    return f"{trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
-
-
 def lag(consumer: Consumer) -> int:
     """Count the messages that wait in the assigned partitions, as of the last fetch."""
     behind = 0
@@ -387,9 +382,9 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the consumer; return its exit code."""
     options = arguments()
-    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "WARNING").upper(), format="%(message)s")
     try:
         settings = read_settings()
+        logging.basicConfig(level=settings.log_level, format="%(message)s")
         wait_for_broker(settings, patience=None)
         prepare_table(settings.database_url)
         if stop_requested():
@@ -406,6 +401,8 @@ def main() -> int:
     gc.set_threshold(500_000)
     try:
         consumer.run()
+    except BrokenPipeError:  # as in `python consumer.py | head`: whoever read the lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         consumer.close()
     return 0

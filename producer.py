@@ -35,7 +35,7 @@ from pipeline.outage import Outage
 from pipeline.pace import Pace
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
-from pipeline.trade import decode
+from pipeline.trade import decode, describe
 
 READABLE_RATE = 20  # trades/s up to which each is printed
 MAX_RATE = 1e9  # trades/s; more than any broker takes
@@ -189,9 +189,8 @@ class TradeProducer:
             if error.code() != KafkaError._MSG_TIMED_OUT:  # that comes only of a user's own KAFKA_MESSAGE_TIMEOUT_MS
                 self.refusal = error
             return
-        trade = decode(message.value())
         print(
-            f"📤 {trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
+            f"📤 {describe(decode(message.value()))}"
             f"  → {message.topic()}, partition {message.partition()}, offset {message.offset()}"
             f"{self._progress(self.rate)}",
             flush=True,
@@ -244,9 +243,9 @@ def open_market(seed: int | None, rate: float) -> Tape:
 def main() -> int:
     """Run the producer; return its exit code."""
     options = arguments()
-    logging.basicConfig(format="%(message)s")
     try:
         settings = read_settings()
+        logging.basicConfig(level=settings.log_level, format="%(message)s")
         wait_for_broker(settings, SECONDS_FOR_BROKER)
         if stop_requested():
             print("Producer stopped before it started.")

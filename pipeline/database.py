@@ -49,7 +49,7 @@ class TradesTable:
         self._expect_repeats = False
 
     def store(self, lines: Sequence[str]) -> Stored:
-        """Store a batch of `copy_line`s in one transaction, each exactly once, and commit it.
+        """Store a batch of `copy_lines` in one transaction, each exactly once, and commit it.
 
         A batch goes straight into `trades` while no key repeats. One that does repeat (a redelivery) fails as a
         whole, and is then merged. Raises `psycopg2.Error` for faults that no row is to blame for; nothing is

@@ -107,9 +107,9 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Prune; return the exit code."""
     options = arguments()
-    logging.basicConfig(format="%(message)s")
     try:
         settings = read_settings()
+        logging.basicConfig(level=settings.log_level, format="%(message)s")
         if settings.retention is None:
             raise SettingsError("TRADES_RETENTION is not set, so trades are kept for ever: set it, such as to 30d")
         prepare_table(settings.database_url)

@@ -8,6 +8,8 @@ from datetime import timedelta
 
 DEFAULT_DATABASE_URL = "postgresql://kafka_user:kafka_password@localhost:5432/kafka_db"
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 # KAFKA_… variables that are ours; every other one is a librdkafka property.
 OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAFKA_AUTO_OFFSET_RESET"}
 
@@ -29,6 +31,7 @@ class Settings:
     auto_offset_reset: str
     database_url: str
     retention: timedelta | None  # how long trades are kept; None: for ever
+    log_level: str  # from which on problems are told on stderr
     kafka: dict[str, str]  # librdkafka's own keys: bootstrap.servers, security.protocol, …
 
     @property
@@ -51,6 +54,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         auto_offset_reset=_offset_reset(environment.get("KAFKA_AUTO_OFFSET_RESET") or "latest"),
         database_url=environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL,
         retention=_duration(environment.get("TRADES_RETENTION") or ""),
+        log_level=_log_level(environment.get("LOG_LEVEL") or "WARNING"),
         kafka={"bootstrap.servers": "localhost:9092"} | _librdkafka_properties(environment),
     )
 
@@ -68,6 +72,12 @@ def _partitions(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise SettingsError(f"KAFKA_TOPIC_PARTITIONS={text}: give a whole number from 1 on")
     return int(text)
+
+
+def _log_level(text: str) -> str:
+    if text.upper() not in LOG_LEVELS:
+        raise SettingsError(f"LOG_LEVEL={text}: give one of {', '.join(LOG_LEVELS)}")
+    return text.upper()
 
 
 def _offset_reset(text: str) -> str:

@@ -51,6 +51,11 @@ def _decode_all(values: Sequence[bytes | None]) -> list[Trade]:
         raise InvalidTrade(str(error)) from None
 
 
+def describe(trade: Trade) -> str:
+    """Return one trade as a person reads it."""
+    return f"{trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
+
+
 def copy_lines(values: Sequence[bytes | None]) -> list[str]:
     """Return the line of `COPY trades FROM STDIN` (text format) for each message's value, without its end.
 

@@ -18,6 +18,7 @@ def test_without_any_variable_everything_is_on_localhost() -> None:
     assert settings.database_url == DEFAULT_DATABASE_URL
     assert settings.kafka == {"bootstrap.servers": "localhost:9092"}
     assert settings.retention is None
+    assert settings.log_level == "WARNING"
 
 
 def test_own_variables_are_read_and_not_passed_to_librdkafka() -> None:
@@ -75,3 +76,10 @@ def test_how_long_trades_are_kept(text: str, days: float) -> None:
 def test_a_retention_that_cannot_be_right_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="such as 30d"):
         read_settings({"TRADES_RETENTION": text})
+
+
+def test_the_log_level_is_one_that_logging_knows() -> None:
+    assert read_settings({"LOG_LEVEL": "debug"}).log_level == "DEBUG"
+    assert read_settings({"LOG_LEVEL": ""}).log_level == "WARNING"
+    with pytest.raises(SettingsError, match="LOG_LEVEL=loud: give one of DEBUG"):
+        read_settings({"LOG_LEVEL": "loud"})
