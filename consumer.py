@@ -368,7 +368,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     summary, _, text = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
-        description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage=argparse.SUPPRESS, description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--from-beginning",
