@@ -9,12 +9,14 @@ pipeline/snapshot.py and pipeline/session.py, the pictures from pipeline/charts.
 
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
+from typing import NamedTuple
 
-import pandas as pd
 import streamlit as st
 from streamlit.components import v2
+from streamlit.delta_generator import DeltaGenerator as Place
 
 from pipeline.charts import BUY, SELL, WEB, candle_chart, live_chart, price_chart, volume_chart
 from pipeline.feed import Feed, read_only_engine, read_snapshot
@@ -51,7 +53,7 @@ def main() -> None:
         return
     interval, paused = draw_header()
     # Redrawn without a timer, a paused page stands still but still answers its viewer.
-    st.fragment(tick, run_every=None if paused else interval)(interval, paused)
+    st.fragment(tick, run_every=None if paused else interval)(draw_layout(), interval, paused)
 
 
 @st.cache_resource(show_spinner=False)
@@ -82,30 +84,81 @@ def draw_header() -> tuple[int, bool]:
     return interval, pause.toggle("Pause", key="paused", bind="query-params")
 
 
-def tick(interval: int, paused: bool) -> None:
-    """Draw every panel from one snapshot."""
-    snapshot, session = current(interval, paused)
-    status, choice = st.columns([2.6, 1], vertical_alignment="center")
-    with choice:
-        tickers = draw_ticker_choice(snapshot)
-    with status:
-        word = draw_status(snapshot, interval, paused)
-    if snapshot.trades.empty and word in (EMPTY, DOWN):
-        (st.error if word == DOWN else st.info)(snapshot.problem or NO_TRADES)
-    side = st.session_state.side
-    seen = figures(snapshot, View(tuple(tickers), None if side == "all" else side))
-    draw_key_figures(seen)
+class Places(NamedTuple):
+    """Where `tick` draws. What never changes is drawn around them once: every message to every viewer costs."""
+
+    status: Place
+    tickers: Place
+    notice: Place
+    key_figures: Sequence[Place]
+    price: Place
+    volume: Place
+    watchlist: Place
+    csv: Place
+    tape: Place
+    session_title: Place
+    session_ticker: Place
+    session: Place
+
+
+def draw_layout() -> Places:
+    """Draw the titles of the panels, and keep a place for what is in them."""
+    status, tickers = st.columns([2.6, 1], vertical_alignment="center")
+    notice, key_figures = st.container(), st.columns(6)
     left, right = st.columns([1, 1.04])
     with left:
         st.header("Price trend (last 200 trades)", anchor=False)
-        live_chart("price", price_chart(seen, st.session_state.scale == "indexed", 366), 366)
+        price = st.container()
         st.header("Volume by ticker (last 200 trades)", anchor=False)
-        live_chart("volume", volume_chart(seen, 240), 240)
+        volume = st.container()
     with right:
         st.header("Watchlist · change since the window’s first trade", anchor=False)
-        draw_watchlist(seen.watchlist)
+        watchlist = st.container()
+        title, csv = st.columns([3, 1], vertical_alignment="bottom")
+        title.header("Most recent trades", anchor=False)
+        tape = st.container()
+    session_title, session_ticker = st.columns([6, 1], vertical_alignment="center")
+    return Places(
+        status,
+        tickers,
+        notice,
+        key_figures,
+        price,
+        volume,
+        watchlist,
+        csv,
+        tape,
+        session_title,
+        session_ticker,
+        st.container(),
+    )
+
+
+def tick(places: Places, interval: int, paused: bool) -> None:
+    """Draw every panel from one snapshot."""
+    snapshot, session = current(interval, paused)
+    with places.tickers:
+        tickers = draw_ticker_choice(snapshot)
+    with places.status:
+        word = draw_status(snapshot, interval, paused)
+    with places.notice:
+        st.empty()  # a fragment must write to every place in its first run, or it may not later
+        if snapshot.trades.empty and word in (EMPTY, DOWN):
+            (st.error if word == DOWN else st.info)(snapshot.problem or NO_TRADES)
+    side = st.session_state.side
+    seen = figures(snapshot, View(tuple(tickers), None if side == "all" else side))
+    draw_key_figures(places.key_figures, seen)
+    with places.price:
+        live_chart("price", price_chart(seen, st.session_state.scale == "indexed", 366), 366)
+    with places.volume:
+        live_chart("volume", volume_chart(seen, 240), 240)
+    with places.watchlist:
+        draw_watchlist(seen)
+    with places.csv:
+        draw_download(seen)
+    with places.tape:
         draw_tape(seen)
-    draw_session(session)
+    draw_session(places, session)
 
 
 def current(interval: int, paused: bool) -> tuple[Snapshot, Session]:
@@ -116,6 +169,10 @@ def current(interval: int, paused: bool) -> tuple[Snapshot, Session]:
         st.session_state.held = snapshots.latest(SAME_TICK * interval), sessions.latest(SAME_TICK * interval, 0.05)
     held: tuple[Snapshot, Session] = st.session_state.held
     return held
+
+
+# What viewers of the same figures see is worked out for the first of them, and only sent to the others.
+draw_once = st.cache_data(show_spinner=False, max_entries=64, hash_funcs={Figures: lambda seen: seen.number})
 
 
 _status = v2.component(
@@ -166,7 +223,7 @@ def draw_ticker_choice(snapshot: Snapshot) -> list[str]:
     )
 
 
-def draw_key_figures(seen: Figures) -> None:
+def draw_key_figures(places: Sequence[Place], seen: Figures) -> None:
     """Draw the row of key figures."""
     values = {
         "Trades (last 200)": f"{seen.count:,}",
@@ -176,12 +233,14 @@ def draw_key_figures(seen: Figures) -> None:
         "VWAP": amount(seen.vwap),
         "Buy share": "–" if seen.buy_share is None else f"{seen.buy_share:.1%}",
     }
-    for column, (label, value) in zip(st.columns(len(values)), values.items(), strict=True):
-        column.metric(label, value)
+    for place, (label, value) in zip(places, values.items(), strict=True):
+        place.metric(label, value)
 
 
-def draw_watchlist(watchlist: pd.DataFrame) -> None:
+@draw_once
+def draw_watchlist(seen: Figures) -> None:
     """Draw a row per ticker."""
+    watchlist = seen.watchlist
     rows = zip(watchlist["change"], watchlist["last"], strict=True)
     table = watchlist.assign(
         last=[f"{arrow(change)} {last:,.2f}" for change, last in rows], buy_share=watchlist["buy_share"] * 100
@@ -213,19 +272,22 @@ def draw_watchlist(watchlist: pd.DataFrame) -> None:
     )
 
 
-def draw_tape(seen: Figures) -> None:
-    """Draw the trades, newest first, and the button that takes them home."""
-    title, download = st.columns([3, 1], vertical_alignment="bottom")
-    title.header("Most recent trades", anchor=False)
-    download.download_button(
+def draw_download(seen: Figures) -> None:
+    """Draw the button that takes the trades on the screen home; the file is made when somebody wants it."""
+    st.download_button(
         "CSV",
-        csv(seen),
+        lambda: seen.trades.to_csv(index=False),
         "trades.csv",
         "text/csv",
         key="csv",
         on_click="ignore",
         width="stretch",
     )
+
+
+@draw_once
+def draw_tape(seen: Figures) -> None:
+    """Draw the trades, newest first."""
     several_days = span_seconds(seen.trades) > 86_400
     st.dataframe(
         seen.trades,
@@ -246,30 +308,24 @@ def draw_tape(seen: Figures) -> None:
     )
 
 
-def draw_session(session: Session) -> None:
+def draw_session(places: Places, session: Session) -> None:
     """Draw the candles of one ticker since the session began."""
-    title, choice = st.columns([6, 1], vertical_alignment="center")
     if not session.tickers:
-        title.header("Session so far", anchor=False)
-        st.caption(session.problem or "Nothing has been counted yet.")
+        places.session_title.header("Session so far", anchor=False)
+        places.session_ticker.empty()
+        places.session.caption(session.problem or "Nothing has been counted yet.")
         return
-    ticker = choice.selectbox(
-        "Ticker of the session", session.tickers, key="session", bind="query-params", label_visibility="collapsed"
-    )
+    with places.session_ticker:
+        ticker = st.selectbox(
+            "Ticker of the session", session.tickers, key="session", bind="query-params", label_visibility="collapsed"
+        )
     step, candles = candles_of(session, ticker)
     since = session.chunks[0].times[0]
     reach = "since" if session.complete else "still reading back, so far to"
-    title.header(
-        f"Session so far · {literal(ticker)} in steps of {duration(step)} {reach} {since:%Y-%m-%d %H:%M:%S} UTC",
-        anchor=False,
-    )
-    live_chart("session_chart", candle_chart(ticker, tuple(candles), 360), 360)
-
-
-@lru_cache(maxsize=16)
-def csv(seen: Figures) -> bytes:
-    """Return the trades as a file to take home."""
-    return seen.trades.to_csv(index=False).encode()
+    title = f"Session so far · {literal(ticker)} in steps of {duration(step)} {reach} {since:%Y-%m-%d %H:%M:%S} UTC"
+    places.session_title.header(title, anchor=False)
+    with places.session:
+        live_chart("session_chart", candle_chart(ticker, tuple(candles), 360), 360)
 
 
 def amount(value: float | None) -> str:

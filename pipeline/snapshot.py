@@ -4,8 +4,9 @@ A `Snapshot` is what the database said last, and when; a `View` is what one view
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 
 import pandas as pd
 
@@ -14,6 +15,8 @@ from pipeline.trade import COLUMNS
 WINDOW = 200  # trades
 STALE_AFTER = 10.0  # seconds without a new trade
 SILENT_AFTER = 3  # refresh intervals without an answer from the database
+
+NUMBERS = count()
 
 LIVE, STALE, PAUSED, EMPTY, DOWN = "LIVE", "STALE", "PAUSED", "EMPTY", "DATABASE DOWN"
 
@@ -59,6 +62,7 @@ class Figures:
     vwap: float | None  # volume-weighted average price: Σ price·volume / Σ volume
     buy_share: float | None  # of the volume
     most_active: str | None  # by volume
+    number: int = field(default_factory=NUMBERS.__next__)  # names these figures, and never again others
 
 
 @lru_cache(maxsize=64)  # viewers who look at the same view of a snapshot share the work

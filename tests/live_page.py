@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from uuid import UUID
+from uuid import uuid4
 
 from playwright.sync_api import Browser, sync_playwright
 from psycopg2.extras import execute_values
@@ -34,7 +34,7 @@ PRICES = {"AAPL": 232.4, "MSFT": 428.1, "GOOGL": 178.3, "AMZN": 205.7, "TSLA": 3
 
 
 class Market:
-    """A random walk per ticker, the same for the same seed."""
+    """A random walk per ticker, the same for the same seed; only the ids differ."""
 
     def __init__(self, seed: int = 1) -> None:
         self._random = Random(seed)
@@ -46,7 +46,7 @@ class Market:
         self._prices[ticker] *= 1 + self._random.gauss(0, 0.0007)
         volume = max(1, int(self._random.lognormvariate(4.5, 1)))
         side = self._random.choice(["buy", "sell"])
-        trade_id = str(UUID(int=self._random.getrandbits(128), version=4))
+        trade_id = str(uuid4())
         return trade_id, ticker, round(self._prices[ticker], 2), volume, side, moment
 
     def until_now(self, count: int, seconds: float) -> list[Row]:

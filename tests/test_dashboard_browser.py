@@ -67,6 +67,7 @@ def open_page(context: BrowserContext, site: Site) -> Iterator[Callable[..., Pag
 
     yield open_page
     for page in pages:
+        assert page.locator(".stException").count() == 0
         page.close()
 
 

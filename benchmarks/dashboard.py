@@ -1,0 +1,229 @@
+"""What the page costs: its queries at 200 and at 20 million rows, a tick, and whether 50 viewers refresh on time.
+
+    python -m benchmarks.dashboard                                  # about six minutes, most of it to fill the table
+    python -m benchmarks.dashboard --rows 1000000 --seconds 10
+
+It starts a PostgreSQL and a dashboard of its own. The queries are those that the page asks, through the page's own
+engine, at both sizes in turn. The viewers are connections that speak Streamlit's protocol as its JavaScript does: they
+ask for the fragment every two seconds and wait for its end. (Fifty browsers that really draw would measure two
+cores' worth of drawing.) What the database was asked is counted by PostgreSQL itself (pg_stat_statements).
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import psutil
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ClientState_pb2 import ClientState
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from websockets.asyncio.client import ClientConnection, connect
+
+from pipeline.feed import LATEST_TRADES, query, read_only_engine
+from pipeline.session import Session, candles_of, read_session
+from tests.live_page import Market, dashboard, insert, utc_now
+from tests.services import Database, Postgres
+
+INTERVAL = 2.0  # seconds, the page's default
+FADE = 0.5  # seconds after which Streamlit would fade what it waits for
+
+# 5,000 trades a second, with keys like UUIDv7: their first half is the time.
+FILL = """
+    INSERT INTO trades SELECT
+        lpad(to_hex((1767225600000 + i / 5)::bigint), 12, '0') || '-7' || md5(i::text),
+        (ARRAY['AAPL', 'MSFT', 'GOOGL', 'AMZN', 'TSLA', 'META', 'NVDA'])[1 + mod(i * 7919, 7)],
+        100 + mod(i, 7) * 70 + round((sin(i / 1e6) * 20)::numeric, 2),
+        1 + mod(i * 31, 900),
+        CASE mod(i, 2) WHEN 0 THEN 'buy' ELSE 'sell' END,
+        timestamp '2026-01-01' + i * interval '200 microseconds'
+    FROM generate_series(%s::bigint, %s::bigint) AS i"""
+
+ASKED = """
+    SELECT (sum(calls) FILTER (WHERE query LIKE '%LIMIT $1'))::float8, sum(calls)::float8
+    FROM pg_stat_statements
+    WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query LIKE '%trades%'
+        AND query NOT LIKE 'INSERT%' AND query NOT LIKE '%pg_stat_statements%'"""
+
+
+def main() -> None:
+    """Measure, and print a line per figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--rows", type=int, default=20_000_000, help="rows in the large table (20000000)")
+    parser.add_argument("--seconds", type=int, default=30, help="how long each number of viewers looks (30)")
+    options = parser.parse_args()
+    with Postgres(shared_preload_libraries="pg_stat_statements") as postgres:
+        small, large = postgres.fresh_database(), postgres.fresh_database()
+        insert(small, Market().until_now(200, seconds=20))
+        fill(large, options.rows)
+        report_queries(small, large)
+        report_session(large)
+        postgres.drop_database(large)
+        small.query("CREATE EXTENSION pg_stat_statements")
+        for viewers in (1, 10, 50):
+            report_viewers(small, viewers, options.seconds)
+
+
+def fill(database: Database, rows: int) -> None:
+    """Fill the table, a million rows at a time."""
+    started, step = time.monotonic(), 1_000_000
+    for done in range(0, rows, step):
+        database.query(FILL, done + 1, min(done + step, rows))
+        print(f"\rfilling: {min(done + step, rows):,} of {rows:,} rows", end="", file=sys.stderr, flush=True)
+    connection = database.connect()
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE trades")
+    connection.close()
+    print(f" in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def report_queries(small: Database, large: Database, rounds: int = 300) -> None:
+    """Ask for the latest trades at both sizes in turn, so that both meet the same machine."""
+    engines = [read_only_engine(database.url) for database in (small, large)]
+    times: list[list[float]] = [[], []]
+    for turn in range(rounds):
+        for engine, taken in zip(engines, times, strict=True):
+            start = time.perf_counter()
+            query(engine, LATEST_TRADES)
+            if turn >= rounds // 10:  # the first ones fill the caches
+                taken.append(1000 * (time.perf_counter() - start))
+    few, many = (statistics.median(taken) for taken in times)
+    print(f"latest 200 trades, of 200 rows:      median {few:.2f} ms")
+    print(f"latest 200 trades, of {large.count():,} rows: median {many:.2f} ms, {many / few:.2f} times as long")
+    for engine in engines:
+        engine.dispose()
+
+
+def report_session(large: Database) -> None:
+    """Count the session from its end to its start, then take turns as a running page does."""
+    engine, session, started = read_only_engine(large.url), Session(), time.monotonic()
+    while not session.complete:
+        session = read_session(engine, session)
+    whole = time.monotonic() - started
+    turns = []
+    for _ in range(50):
+        start = time.perf_counter()
+        session = read_session(engine, session)
+        turns.append(1000 * (time.perf_counter() - start))
+    step, candles = candles_of(session, "AAPL")
+    shown = f"{len(candles)} candles of {step.total_seconds():.0f} s for AAPL"
+    print(
+        f"session so far: first counted in {whole:.1f} s; then {statistics.median(turns):.1f} ms an interval; {shown}"
+    )
+    engine.dispose()
+
+
+@dataclass
+class Viewer:
+    """One browser's worth of requests, and how long each tick took."""
+
+    address: str
+    ticks: list[float] = field(default_factory=list)  # seconds from when a tick was due to its end
+
+    async def look(self, since: float, until: float) -> None:
+        """Open the page and let it refresh; what counts is what is due between two moments of the monotonic clock."""
+        url = f"{self.address.replace('http', 'ws')}/_stcore/stream"
+        async with connect(url, subprotocols=["streamlit"], max_size=None, origin=self.address) as socket:  # type: ignore[list-item,arg-type]
+            fragment = await self.run(socket, BackMsg(rerun_script=ClientState()))
+            due = time.monotonic() + INTERVAL
+            while due < until:
+                await asyncio.sleep(max(0, due - time.monotonic()))
+                await self.run(socket, BackMsg(rerun_script=ClientState(fragment_id=fragment, is_auto_rerun=True)))
+                if due >= since:
+                    self.ticks.append(time.monotonic() - due)
+                due += INTERVAL
+
+    async def run(self, socket: ClientConnection, request: BackMsg) -> str:
+        """Ask for a run, wait for its end; return the fragment that wants to be asked for again."""
+        await socket.send(request.SerializeToString())
+        fragment = ""
+        while True:
+            raw = await socket.recv()
+            assert isinstance(raw, bytes)
+            message = ForwardMsg.FromString(raw)
+            if message.HasField("auto_rerun"):
+                fragment = message.auto_rerun.fragment_id
+            if message.WhichOneof("type") == "script_finished":
+                return fragment
+
+
+def report_viewers(database: Database, count: int, seconds: int) -> None:
+    """Let that many viewers look at a page of its own while ten trades a second arrive."""
+    with dashboard(database.url) as address, trades_arriving(database):
+        server, viewers = server_of(address), [Viewer(address) for _ in range(count)]
+        cpu, asked, session = asyncio.run(together(viewers, seconds, server, database))
+        memory = server.memory_info().rss / 1e6
+    ticks = sorted(tick for viewer in viewers for tick in viewer.ticks)
+    on_time = sum(tick < FADE for tick in ticks) / len(ticks)
+    p99 = ticks[int(0.99 * (len(ticks) - 1))]
+    intervals = seconds / INTERVAL
+    print(
+        f"{count:2} viewers: {len(ticks)} ticks, {1000 * statistics.median(ticks):.0f} ms median, {1000 * p99:.0f} ms "
+        f"p99, {on_time:.1%} within {FADE} s of when they were due; {1000 * cpu / len(ticks):.1f} ms CPU a tick; "
+        f"per interval {asked / intervals:.2f} queries for the latest trades and {session / intervals:.2f} for the "
+        f"session; server {memory:.0f} MB"
+    )
+
+
+def server_of(address: str) -> psutil.Process:
+    """Return the page's server process."""
+    option = f"--server.port={address.rsplit(':', 1)[1]}"
+    return next(child for child in psutil.Process().children() if option in child.cmdline())
+
+
+async def together(
+    viewers: list[Viewer], seconds: float, server: psutil.Process, database: Database
+) -> tuple[float, float, float]:
+    """Let the viewers arrive, 20 a second at most, then watch for that long.
+
+    Returns the server's CPU seconds, and how often the database was asked for the latest trades and for the session.
+    """
+    since = time.monotonic() + 3 * INTERVAL + len(viewers) / 20
+    until = since + seconds
+
+    async def arrive(viewer: Viewer, after: float) -> None:
+        await asyncio.sleep(after)
+        await viewer.look(since, until)
+
+    async def watch() -> tuple[float, float, float]:
+        await asyncio.sleep(since - time.monotonic())
+        await asyncio.to_thread(database.query, "SELECT pg_stat_statements_reset()")
+        before = server.cpu_times()
+        await asyncio.sleep(until - time.monotonic())
+        after = server.cpu_times()
+        ((asked, in_all),) = await asyncio.to_thread(database.query, ASKED)
+        return after.user + after.system - before.user - before.system, asked, in_all - asked
+
+    # Spread over an interval, as viewers are who do not know of each other.
+    arrivals = [n / 20 + INTERVAL * n / len(viewers) for n in range(len(viewers))]
+    watched = asyncio.create_task(watch())
+    await asyncio.gather(*map(arrive, viewers, arrivals))
+    return await watched
+
+
+@contextmanager
+def trades_arriving(database: Database) -> Iterator[None]:
+    """Store ten trades a second meanwhile."""
+    market, over = Market(seed=3), threading.Event()
+
+    def store() -> None:
+        while not over.wait(0.1):
+            insert(database, [market.trade(utc_now())])
+
+    thread = threading.Thread(target=store)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
