@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from pipeline.settings import Settings
 from pipeline.stop import stop_requested
@@ -26,6 +27,9 @@ class StartingOffsets:
 
     def __init__(self, consumer: Consumer, settings: Settings, from_beginning: bool) -> None:
         self._consumer = consumer
+        # The consumer has a list_topics, too, but within its callback on_assign that breaks the callbacks after it
+        # (the process aborts: "CallState_get: Assertion `cs != NULL' failed"; confluent-kafka 2.16.1).
+        self._admin = AdminClient(settings.kafka | {"log_level": 0})
         self._topic = settings.topic
         self._latest = settings.auto_offset_reset == "latest" and not from_beginning
         self._rewind = from_beginning
@@ -85,7 +89,7 @@ class StartingOffsets:
         return found.offset if found.offset >= 0 else newest
 
     def _committed_by_partition(self) -> dict[int, TopicPartition]:
-        metadata = self._consumer.list_topics(self._topic, timeout=SECONDS_TO_ANSWER)
+        metadata = self._admin.list_topics(self._topic, timeout=SECONDS_TO_ANSWER)
         everything = [TopicPartition(self._topic, number) for number in metadata.topics[self._topic].partitions]
         return {c.partition: c for c in self._consumer.committed(everything, timeout=SECONDS_TO_ANSWER)}
 
