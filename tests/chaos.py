@@ -4,9 +4,10 @@
     python -m tests.chaos --faults 20 --trades 100000 --seed 7 --kafka embedded
 
 One to three consumers share three partitions. At random moments one of them is killed (SIGKILL), frozen for longer
-than its session lasts, joins or leaves; PostgreSQL or the broker crashes and comes back; or both at once. Every
-thousandth message is no trade. The seed fixes what is done, in which order and with what pauses, but no machine
-repeats the microsecond at which it hits.
+than its session lasts, joins or leaves; PostgreSQL or the broker crashes and comes back; both do at once; or the
+table is locked while the group changes. Every thousandth message is no trade. Half of the messages flow evenly, the
+others come in bursts as a fault begins. The seed fixes what is done, in which order and with what pauses, but no
+machine repeats the microsecond at which it hits.
 
 Found has to be: every trade that Kafka acknowledged in the table with its values, no row that was not produced, and
 in the dead-letter topic each invalid message, bytes and key, and nothing else. No consumer may end by itself, print
@@ -48,6 +49,8 @@ MOST_CONSUMERS = 3
 PAUSE = (0.2, 4.0)  # seconds between two faults
 OUTAGE = (0.0, 4.0)  # seconds that a server stays down
 FREEZE = (4.0, 9.0)  # seconds; the session lasts 6
+LOCK = (1.0, 4.0)  # seconds, before the group changes and again after it
+BURST_EVERY = 8  # faults
 INVALID_EVERY = 1000  # messages
 SECONDS_TO_CATCH_UP = 180
 TICKERS = ("AAPL", "MSFT", "GOOGL", "AMZN", "TSLA", "META", "NVDA")
@@ -192,6 +195,7 @@ class Campaign:
             ("consumer joined", self.add_consumer, 3),
             ("consumer left", self.remove_consumer, 3),
             ("PostgreSQL crashed", self.crash_postgres, 4),
+            ("table locked", self.lock_table, 2),
         ]
         if self.broker.keeps_topics:
             kinds += [("broker killed", self.kill_broker, 2), ("both crashed at once", self.crash_both, 2)]
@@ -238,6 +242,16 @@ class Campaign:
         self.postgres.kill()
         self.sleep(OUTAGE)
         self.postgres.start()
+
+    def lock_table(self) -> None:
+        """Let the consumers wait for the table with full batches, and change the group meanwhile."""
+        with closing(self.postgres.database.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE trades IN EXCLUSIVE MODE")
+            self.sleep(LOCK)
+            if len(self.consumers) == MOST_CONSUMERS:
+                self.take_consumer().kill()
+            self.start_consumer()
+            self.sleep(LOCK)
 
     def kill_broker(self) -> None:
         """Kill the broker, and start it again."""
@@ -303,10 +317,11 @@ class Campaign:
                 self.sleep(PAUSE)
                 acknowledged = sum(producer.acknowledged)
                 say(began, f"fault {number} of {faults}: {name:<20} {acknowledged:>9,} messages acknowledged")
+                pace.begin_fault()
                 action()
+                pace.end_fault()
                 self.report.done[name] += 1
                 self.replace_fallen()
-                pace.advance()
                 if number == faults:
                     break
             self.catch_up(producer, began)
@@ -373,24 +388,30 @@ class Campaign:
 
 
 class Pace:
-    """Says what share of the campaign is over, between two faults by the clock."""
+    """Says what share of the messages may be on its way: half of it evenly, half in bursts."""
 
     def __init__(self, faults: int) -> None:
         self._faults = faults
-        self._done = 0
-        self._began = self._last = time.monotonic()
+        self._begun = self._ended = 0
+        self._first = self._last = time.monotonic()
 
-    def advance(self) -> None:
-        """Count a fault."""
-        self._done += 1
+    def begin_fault(self) -> None:
+        """Count a fault that begins; every so often it begins with a burst."""
+        self._begun += 1
+
+    def end_fault(self) -> None:
+        """Count a fault that is over."""
+        self._ended += 1
         self._last = time.monotonic()
 
     def progress(self) -> float:
         """Return a number from 0 to 1."""
-        if self._done >= self._faults:
+        if self._ended >= self._faults:
             return 1.0
-        usual = (self._last - self._began) / self._done if self._done else 5.0  # seconds a fault
-        return (self._done + min(1.0, (time.monotonic() - self._last) / usual)) / self._faults
+        usual = (self._last - self._first) / self._ended if self._ended else 5.0  # seconds a fault
+        even = self._ended + min(1.0, (time.monotonic() - self._last) / usual)
+        bursts = self._begun // BURST_EVERY * BURST_EVERY
+        return (even + bursts) / 2 / self._faults
 
 
 def say(began: float, text: str) -> None:

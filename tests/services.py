@@ -173,7 +173,9 @@ class Kafka(Server):
         admin = self._admin()
         admin.delete_topics([name])[name].result()
 
-    def produce(self, topic: str, values: Iterable[bytes | None], key: bytes | None = b"AAPL") -> None:
+    def produce(
+        self, topic: str, values: Iterable[bytes | None], key: bytes | None = b"AAPL", partition: int = -1
+    ) -> None:
         """Produce raw messages, and return when Kafka has acknowledged every one of them."""
         errors: list[KafkaError] = []
 
@@ -185,7 +187,7 @@ class Kafka(Server):
         for value in values:
             while True:
                 try:
-                    producer.produce(topic, value, key, on_delivery=on_delivery)
+                    producer.produce(topic, value, key, partition, on_delivery=on_delivery)
                     break
                 except BufferError:
                     producer.poll(0.1)
