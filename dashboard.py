@@ -18,7 +18,7 @@ import streamlit as st
 from streamlit.components import v2
 from streamlit.delta_generator import DeltaGenerator as Place
 
-from pipeline.charts import BUY, SELL, WEB, candle_chart, live_chart, price_chart, volume_chart
+from pipeline.charts import BUY, BUY_DARK, SELL, SELL_DARK, WEB, candle_chart, live_chart, price_chart, volume_chart
 from pipeline.feed import Feed, read_only_engine, read_snapshot
 from pipeline.session import Session, candles_of, read_session
 from pipeline.settings import SettingsError, read_settings
@@ -37,7 +37,7 @@ from pipeline.snapshot import (
 
 INTERVALS = (1, 2, 5, 10, 30)  # seconds
 DEFAULT_INTERVAL = 2
-SAME_TICK = 0.9  # of an interval: an answer younger than that serves the next viewer too
+SAME_TICK = 0.96  # of an interval: an answer younger than that serves the next viewer too
 ROW = 26  # pixels
 NO_TRADES = "No trades yet. Start producer.py and consumer.py: the first trade appears here by itself."
 
@@ -103,7 +103,7 @@ class Places(NamedTuple):
 
 def draw_layout() -> Places:
     """Draw the titles of the panels, and keep a place for what is in them."""
-    status, tickers = st.columns([2.6, 1], vertical_alignment="center")
+    status, tickers = st.columns([3.6, 1], vertical_alignment="center")
     notice, key_figures = st.container(), st.columns(6)
     left, right = st.columns([1, 1.04])
     with left:
@@ -114,7 +114,7 @@ def draw_layout() -> Places:
     with right:
         st.header("Watchlist · change since the window’s first trade", anchor=False)
         watchlist = st.container()
-        title, csv = st.columns([3, 1], vertical_alignment="bottom")
+        title, csv = st.columns([7, 1], vertical_alignment="bottom")
         title.header("Most recent trades", anchor=False)
         tape = st.container()
     session_title, session_ticker = st.columns([6, 1], vertical_alignment="center")
@@ -288,7 +288,9 @@ def draw_download(seen: Figures) -> None:
 @draw_once
 def draw_tape(seen: Figures) -> None:
     """Draw the trades, newest first."""
+    column = st.column_config
     several_days = span_seconds(seen.trades) > 86_400
+    time_format = "YYYY-MM-DD HH:mm:ss.SSS" if several_days else "HH:mm:ss.SSS"
     st.dataframe(
         seen.trades,
         key="tape",
@@ -298,12 +300,14 @@ def draw_tape(seen: Figures) -> None:
         alt="Most recent trades, newest first",
         column_order=["timestamp", "ticker", "side", "price", "volume", "trade_id"],
         column_config={
-            "timestamp": st.column_config.DatetimeColumn(
-                "timestamp (UTC)", format="YYYY-MM-DD HH:mm:ss.SSS" if several_days else "HH:mm:ss.SSS"
+            "timestamp": column.DatetimeColumn(
+                "timestamp (UTC)", format=time_format, width=180 if several_days else 122
             ),
-            "side": st.column_config.MultiselectColumn("side", options=["buy", "sell"], color=["#0F766E", "#9A3412"]),
-            "price": st.column_config.NumberColumn("price", format="%.2f"),
-            "volume": st.column_config.NumberColumn("volume", format="localized"),
+            "ticker": column.TextColumn("ticker", width=76),
+            "side": column.MultiselectColumn("side", options=["buy", "sell"], color=[BUY_DARK, SELL_DARK], width=62),
+            "price": column.NumberColumn("price", format="%.2f", width=78),
+            "volume": column.NumberColumn("volume", format="localized", width=72),
+            "trade_id": column.TextColumn("trade_id", width=290),
         },
     )
 

@@ -21,6 +21,7 @@ Figure = dict[str, Any]  # what Plotly.js takes: {"data": [...], "layout": {...}
 WEB = Path(__file__).parent / "web"
 TEXT, FAINT, GRID = "#D6DEE8", "#93A1B2", "#1B2530"
 BUY, SELL = "#2DD4BF", "#FB923C"
+BUY_DARK, SELL_DARK = "#0F766E", "#9A3412"  # the same behind white letters
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; black would not show, so it is white.
 COLOURS = {
     "AAPL": "#56B4E9", "MSFT": "#E69F00", "GOOGL": "#009E73", "AMZN": "#F0E442",
@@ -49,7 +50,8 @@ def encode(figure: Figure, height: int, summary: str) -> bytes:
     figure["layout"] |= {"height": height}
     if not figure["data"]:
         nothing = {"text": "no trades here", "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
-        figure["layout"] |= {"annotations": [nothing]}
+        hidden = {axis: {"visible": False} for axis in ("xaxis", "yaxis", "yaxis2")}
+        figure["layout"] |= hidden | {"annotations": [nothing]}
     return json.dumps({"figure": figure, "summary": summary}, separators=(",", ":")).encode()
 
 

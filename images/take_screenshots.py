@@ -1,0 +1,87 @@
+"""Takes the pictures of README.md: the page in each of its states, from the running page in a real browser.
+
+    python -m images.take_screenshots
+
+It starts a PostgreSQL and a dashboard of its own, and needs Chromium (apt-get install chromium).
+"""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, chromium, dashboard, insert, utc_now
+from tests.services import Database, Postgres
+
+FOLDER = Path(__file__).parent
+HISTORY = timedelta(minutes=40)
+TRADES_PER_SECOND = 6
+
+
+def main() -> None:
+    """Take all of them."""
+    if CHROMIUM is None:
+        sys.exit(NO_CHROMIUM)
+    with Postgres() as postgres, dashboard(postgres.url) as address, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, device_scale_factor=2)
+        page.goto(f"{address}/?every=1+s")
+        take(page, "EMPTY", "empty")
+        with market_open(postgres.database):
+            page.goto(f"{address}/?every=1+s&scale=indexed")
+            expect(page.get_by_text("200", exact=True)).to_be_visible()
+            take(page, "LIVE", "dashboard")
+            page.locator(".st-key-session_chart").scroll_into_view_if_needed()
+            take(page, "LIVE", "session")
+            page.goto(f"{address}/?every=1+s&tickers=NVDA&tickers=TSLA&paused=true")
+            take(page, "PAUSED", "paused")
+            phone = browser.new_page(viewport={"width": 400, "height": 860}, device_scale_factor=2)
+            phone.goto(f"{address}/?every=1+s&scale=indexed")
+            take(phone, "LIVE", "phone")
+            phone.close()
+            page.goto(f"{address}/?every=1+s")
+            take(page, "LIVE", None)
+        take(page, "STALE", "stale")
+        postgres.stop()
+        take(page, "DATABASE DOWN", "database-down")
+
+
+def take(page: Page, state: str, name: str | None) -> None:
+    """Wait until the page is in that state with everything drawn, and take the picture."""
+    expect(page.locator(".status [role=status]")).to_have_text(state, timeout=60_000)
+    expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".stDataFrame >> nth=1 >> canvas").first).to_be_visible(timeout=60_000)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(2500)  # the grids draw on a canvas, which shows nobody when it is done
+    if name:
+        picture = Image.open(BytesIO(page.screenshot()))
+        picture.quantize(256).save(FOLDER / f"{name}.png", optimize=True)  # a third of the size
+        print(f"images/{name}.png")
+
+
+@contextmanager
+def market_open(database: Database) -> Iterator[None]:
+    """Let trades have come in for a while, and go on coming in."""
+    market, closed = Market(seed=7), threading.Event()
+    insert(database, market.until_now(int(HISTORY.total_seconds()) * TRADES_PER_SECOND, HISTORY.total_seconds()))
+
+    def trade() -> None:
+        while not closed.wait(1 / TRADES_PER_SECOND):
+            insert(database, [market.trade(utc_now())])
+
+    thread = threading.Thread(target=trade)
+    thread.start()
+    try:
+        yield
+    finally:
+        closed.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
