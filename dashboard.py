@@ -9,10 +9,8 @@ pipeline/snapshot.py and pipeline/session.py, the pictures from pipeline/charts.
 
 import re
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import NamedTuple
 
 import streamlit as st
 from streamlit.components import v2
@@ -39,6 +37,7 @@ INTERVALS = (1, 2, 5, 10, 30)  # seconds
 DEFAULT_INTERVAL = 2
 SAME_TICK = 0.96  # of an interval: an answer younger than that serves the next viewer too
 ROW = 26  # pixels
+KEY_FIGURES = ("Trades (last 200)", "Avg Price", "Total Volume", "Most Active Ticker", "VWAP", "Buy share")
 NO_TRADES = "No trades yet. Start producer.py and consumer.py: the first trade appears here by itself."
 
 
@@ -60,7 +59,8 @@ def main() -> None:
 def feeds() -> tuple[Feed[Snapshot], Feed[Session]]:
     """Return what all viewers share: the newest trades and the session so far."""
     engine = read_only_engine(read_settings().database_url)
-    return Feed(partial(read_snapshot, engine), Snapshot(as_trades())), Feed(partial(read_session, engine), Session())
+    unknown = Snapshot(as_trades(), problem="The database has not answered yet.")
+    return Feed(partial(read_snapshot, engine), unknown), Feed(partial(read_session, engine), Session())
 
 
 def draw_header() -> tuple[int, bool]:
@@ -84,81 +84,57 @@ def draw_header() -> tuple[int, bool]:
     return interval, pause.toggle("Pause", key="paused", bind="query-params")
 
 
-class Places(NamedTuple):
-    """Where `tick` draws. What never changes is drawn around them once: every message to every viewer costs."""
+def draw_layout() -> dict[str, Place]:
+    """Draw the titles of the panels, and keep a place for what is in them.
 
-    status: Place
-    tickers: Place
-    notice: Place
-    key_figures: Sequence[Place]
-    price: Place
-    volume: Place
-    watchlist: Place
-    csv: Place
-    tape: Place
-    session_title: Place
-    session_ticker: Place
-    session: Place
-
-
-def draw_layout() -> Places:
-    """Draw the titles of the panels, and keep a place for what is in them."""
-    status, tickers = st.columns([3.6, 1], vertical_alignment="center")
-    notice, key_figures = st.container(), st.columns(6)
+    What never changes is drawn here, once: every message to every viewer costs.
+    """
+    place: dict[str, Place] = {}
+    place["status"], place["tickers"] = st.columns([3.6, 1], vertical_alignment="center")
+    place["notice"] = st.container()
+    place |= dict(zip(KEY_FIGURES, st.columns(len(KEY_FIGURES)), strict=True))
     left, right = st.columns([1, 1.04])
     with left:
         st.header("Price trend (last 200 trades)", anchor=False)
-        price = st.container()
+        place["price"] = st.container()
         st.header("Volume by ticker (last 200 trades)", anchor=False)
-        volume = st.container()
+        place["volume"] = st.container()
     with right:
         st.header("Watchlist · change since the window’s first trade", anchor=False)
-        watchlist = st.container()
-        title, csv = st.columns([7, 1], vertical_alignment="bottom")
+        place["watchlist"] = st.container()
+        title, place["csv"] = st.columns([7, 1], vertical_alignment="bottom")
         title.header("Most recent trades", anchor=False)
-        tape = st.container()
-    session_title, session_ticker = st.columns([6, 1], vertical_alignment="center")
-    return Places(
-        status,
-        tickers,
-        notice,
-        key_figures,
-        price,
-        volume,
-        watchlist,
-        csv,
-        tape,
-        session_title,
-        session_ticker,
-        st.container(),
-    )
+        place["tape"] = st.container()
+    place["session title"], place["session ticker"] = st.columns([6, 1], vertical_alignment="center")
+    place["session"] = st.container()
+    return place
 
 
-def tick(places: Places, interval: int, paused: bool) -> None:
-    """Draw every panel from one snapshot."""
+def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
+    """Draw every panel from one snapshot; a fragment has to write to each place in its first run."""
     snapshot, session = current(interval, paused)
-    with places.tickers:
+    with place["tickers"]:
         tickers = draw_ticker_choice(snapshot)
-    with places.status:
+    with place["status"]:
         word = draw_status(snapshot, interval, paused)
-    with places.notice:
-        st.empty()  # a fragment must write to every place in its first run, or it may not later
+    with place["notice"]:
+        st.empty()
         if snapshot.trades.empty and word in (EMPTY, DOWN):
             (st.error if word == DOWN else st.info)(snapshot.problem or NO_TRADES)
     side = st.session_state.side
     seen = figures(snapshot, View(tuple(tickers), None if side == "all" else side))
-    draw_key_figures(places.key_figures, seen)
-    with places.price:
+    draw_key_figures(place, seen)
+    with place["price"]:
         live_chart("price", price_chart(seen, st.session_state.scale == "indexed", 366), 366)
-    with places.volume:
+    with place["volume"]:
         live_chart("volume", volume_chart(seen, 240), 240)
-    with places.watchlist:
+    with place["watchlist"]:
         draw_watchlist(seen)
-    with places.csv:
+    with place["csv"]:
         draw_download(seen)
-    with places.tape:
+    with place["tape"]:
         draw_tape(seen)
-    draw_session(places, session)
+    draw_session(place, session)
 
 
 def current(interval: int, paused: bool) -> tuple[Snapshot, Session]:
@@ -173,7 +149,6 @@ def current(interval: int, paused: bool) -> tuple[Snapshot, Session]:
 
 # What viewers of the same figures see is worked out for the first of them, and only sent to the others.
 draw_once = st.cache_data(show_spinner=False, max_entries=64, hash_funcs={Figures: lambda seen: seen.number})
-
 
 _status = v2.component(
     "status",
@@ -194,7 +169,9 @@ def draw_status(snapshot: Snapshot, interval: int, paused: bool) -> str:
     word = state(snapshot, trade_age, query_age, interval, paused)
     rate = trades_per_second(trades)
     facts = f"{rate:,.1f} trades/s" if rate else "– trades/s"
-    if newest is not None:
+    if word == DOWN:
+        facts = snapshot.problem or "The database does not answer."
+    elif newest is not None:
         facts += f"  ·  window {span_seconds(trades):,.1f} s to {newest:%H:%M:%S} UTC"
     data = {
         "word": word,
@@ -203,7 +180,7 @@ def draw_status(snapshot: Snapshot, interval: int, paused: bool) -> str:
             {"name": "newest trade", "age": trade_age, "time": clock(newest)},
             {"name": "last good query", "age": query_age, "time": clock(answered)},
         ],
-        "facts": snapshot.problem or facts,
+        "facts": facts,
     }
     _status(key="status", data=data)
     return word
@@ -223,18 +200,18 @@ def draw_ticker_choice(snapshot: Snapshot) -> list[str]:
     )
 
 
-def draw_key_figures(places: Sequence[Place], seen: Figures) -> None:
+def draw_key_figures(place: dict[str, Place], seen: Figures) -> None:
     """Draw the row of key figures."""
-    values = {
-        "Trades (last 200)": f"{seen.count:,}",
-        "Avg Price": amount(seen.average_price),
-        "Total Volume": f"{seen.total_volume:,}",
-        "Most Active Ticker": literal(seen.most_active or "–"),
-        "VWAP": amount(seen.vwap),
-        "Buy share": "–" if seen.buy_share is None else f"{seen.buy_share:.1%}",
-    }
-    for place, (label, value) in zip(places, values.items(), strict=True):
-        place.metric(label, value)
+    values = (
+        f"{seen.count:,}",
+        amount(seen.average_price),
+        f"{seen.total_volume:,}",
+        literal(seen.most_active or "–"),
+        amount(seen.vwap),
+        "–" if seen.buy_share is None else f"{seen.buy_share:.1%}",
+    )
+    for label, value in zip(KEY_FIGURES, values, strict=True):
+        place[label].metric(label, value)
 
 
 @draw_once
@@ -312,14 +289,14 @@ def draw_tape(seen: Figures) -> None:
     )
 
 
-def draw_session(places: Places, session: Session) -> None:
+def draw_session(place: dict[str, Place], session: Session) -> None:
     """Draw the candles of one ticker since the session began."""
     if not session.tickers:
-        places.session_title.header("Session so far", anchor=False)
-        places.session_ticker.empty()
-        places.session.caption(session.problem or "Nothing has been counted yet.")
+        place["session title"].header("Session so far", anchor=False)
+        place["session ticker"].empty()
+        place["session"].caption(session.problem or "Nothing has been counted yet.")
         return
-    with places.session_ticker:
+    with place["session ticker"]:
         ticker = st.selectbox(
             "Ticker of the session", session.tickers, key="session", bind="query-params", label_visibility="collapsed"
         )
@@ -327,8 +304,8 @@ def draw_session(places: Places, session: Session) -> None:
     since = session.chunks[0].times[0]
     reach = "since" if session.complete else "still reading back, so far to"
     title = f"Session so far · {literal(ticker)} in steps of {duration(step)} {reach} {since:%Y-%m-%d %H:%M:%S} UTC"
-    places.session_title.header(title, anchor=False)
-    with places.session:
+    place["session title"].header(f"{title} · {session.problem}" if session.problem else title, anchor=False)
+    with place["session"]:
         live_chart("session_chart", candle_chart(ticker, tuple(candles), 360), 360)
 
 
