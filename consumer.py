@@ -346,6 +346,9 @@ def main() -> int:
         consumer.run()
     except BrokenPipeError:  # as in `python consumer.py | head`: whoever read the lines has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KafkaException as exception:  # a fatal one, raised by on_error
+        print(f"consumer.py: Kafka ended this consumer: {exception.args[0].str()}", file=sys.stderr)
+        return 1
     finally:
         consumer.close()
     return 0
