@@ -259,8 +259,10 @@ class TradeConsumer:
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Start reading where the group left off; a new group's start is committed first [2]."""
+        starts = self.starting_offsets.of(partitions)
+        consumer.assign(starts)
+        consumer.resume(starts)  # a pause would survive the rebalance
         self.paused = False
-        consumer.assign(self.starting_offsets.of(partitions))
 
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Finish what is in flight before the partitions go; what cannot be finished is delivered again."""
