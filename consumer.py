@@ -259,9 +259,10 @@ class TradeConsumer:
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Start reading where the group left off; a new group's start is committed first [2]."""
-        starts = self.starting_offsets.of(partitions)
-        consumer.assign(starts)
-        consumer.resume(starts)  # a pause would survive the rebalance
+        if not self.starting_offsets.of(partitions):
+            partitions = []
+        consumer.assign(partitions)  # at what is committed: now that is every start
+        consumer.resume(partitions)  # a pause would survive the rebalance
         self.paused = False
 
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
