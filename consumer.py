@@ -130,8 +130,8 @@ class TradeConsumer:
         print("🟢 Consumer started. Waiting for trades...", flush=True)
         while not stop_requested():
             self.collect()
-            self.start_write()
             self.finish_writes()
+            self.start_write()
             self.progress.show_rate(self.consumer)
 
     # -- collecting: the batch grows while the writer is busy
