@@ -81,14 +81,14 @@ class Batch:
     """Trades on their way to PostgreSQL, and the offsets to commit once they are there."""
 
     messages: list[Message] = field(default_factory=list)  # one a line, kept for the dead-letter topic
-    lines: list[str] = field(default_factory=list)  # for COPY
+    lines: list[bytes] = field(default_factory=list)  # for COPY, a chunk each
     offsets: list[TopicPartition] = field(default_factory=list)
     dead_letters: int = 0
     unacknowledged: int = 0  # dead letters that Kafka has not confirmed
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def __len__(self) -> int:
-        return len(self.lines) + self.dead_letters
+        return len(self.messages) + self.dead_letters
 
     def acknowledge_dead_letter(self) -> None:
         """Count one confirmation."""
@@ -155,18 +155,18 @@ class TradeConsumer:
             messages = [message for message in messages if message.error() is None]
             self.on_error(errors[0])
         try:
-            lines = copy_lines([message.value() for message in messages]) if messages else []
+            lines = copy_lines([message.value() for message in messages]) if messages else b""
         except InvalidTrade:
             for message in messages:
                 self.add_one(message)
         else:
-            self.batch.lines += lines
+            self.batch.lines.append(lines)
             self.batch.messages += messages
 
     def add_one(self, message: Message) -> None:
         """Decode a message that may be no trade."""
         try:
-            self.batch.lines += copy_lines([message.value()])
+            self.batch.lines.append(copy_lines([message.value()]))
             self.batch.messages.append(message)
         except InvalidTrade as reason:
             self.publish_dead_letter(self.batch, message, reason)
@@ -229,7 +229,7 @@ class TradeConsumer:
         while not batch.abandoned.is_set():
             try:
                 with self.metrics.commit_seconds.time():
-                    stored = self.table.store(batch.lines)  # [1] first the rows
+                    stored = self.table.store(b"".join(batch.lines))  # [1] first the rows
             except psycopg2.Error as error:  # [4] no row is to blame, so all of them wait
                 self.database_outage.report(first_line(error))
                 self.table.disconnect()
@@ -347,6 +347,8 @@ def main() -> int:
         return 2 if isinstance(error, SettingsError) else 1
     # The collector would look through all messages in flight again and again for cycles that are not there.
     gc.set_threshold(500_000)
+    # Between two batches the writer needs the interpreter for microseconds, while PostgreSQL waits.
+    sys.setswitchinterval(0.0005)  # seconds that it may take to get it; 5 ms by default
     try:
         consumer.run()
     except BrokenPipeError:  # as in `python consumer.py | head`: whoever read the lines has seen enough

@@ -18,7 +18,6 @@ from pipeline.trade import COLUMNS
 
 SQL_FOLDER = Path(__file__).parent.parent / "sql"
 _COLUMNS = ", ".join(COLUMNS)
-_COPY_CHUNK = 1 << 20  # bytes psycopg2 hands to libpq at a time; each hand-over waits for the interpreter lock
 
 # PostgreSQL refuses a row with these (SQLSTATE 22…, 23…, and RAISE in a trigger); anything else is no row's fault.
 _ROW_REFUSED = (psycopg2.DataError, psycopg2.IntegrityError, errors.RaiseException)
@@ -48,7 +47,7 @@ class TradesTable:
         self._connection: Connection | None = None
         self._expect_repeats = False
 
-    def store(self, lines: Sequence[str]) -> Stored:
+    def store(self, lines: bytes) -> Stored:
         """Store a batch of `copy_lines` in one transaction, each exactly once, and commit it.
 
         A batch goes straight into `trades` while no key repeats. One that does repeat (a redelivery) fails as a
@@ -58,6 +57,7 @@ class TradesTable:
         if self._connection is None:
             self._connection = connect(self._url)
             execute_file(self._connection, SQL_FOLDER / "session" / "incoming.sql")
+            self._connection.autocommit = True  # a COPY alone is a transaction, and needs no BEGIN and COMMIT
         try:
             return self._store_as_usual(self._connection, lines)
         except _ROW_REFUSED:
@@ -72,12 +72,11 @@ class TradesTable:
             self._connection.close()
             self._connection = None
 
-    def _store_as_usual(self, connection: Connection, lines: Sequence[str]) -> Stored:
+    def _store_as_usual(self, connection: Connection, lines: bytes) -> Stored:
         if not self._expect_repeats:
             try:
-                with connection, connection.cursor() as cursor:
-                    _copy(cursor, "trades", lines)
-                return Stored(inserted=len(lines))
+                with connection.cursor() as cursor:
+                    return Stored(inserted=_copy(cursor, "trades", lines))
             except errors.UniqueViolation:
                 pass
         with connection, connection.cursor() as cursor:
@@ -85,33 +84,35 @@ class TradesTable:
         self._expect_repeats = stored.repeated > 0  # redeliveries come in runs
         return stored
 
-    def _store_around_refused(self, connection: Connection, lines: Sequence[str]) -> Stored:
+    def _store_around_refused(self, connection: Connection, lines: bytes) -> Stored:
         stored = Stored()
         with connection, connection.cursor() as cursor:
-            _merge_halves(cursor, lines, 0, stored)
+            _merge_halves(cursor, lines.splitlines(keepends=True), 0, stored)
         return stored
 
 
-def _copy(cursor: Cursor, table: str, lines: Sequence[str]) -> None:
-    data = BytesIO("\n".join([*lines, ""]).encode())
-    cursor.copy_expert(f"COPY {table} ({_COLUMNS}) FROM STDIN (ENCODING 'UTF8')", data, size=_COPY_CHUNK)
+def _copy(cursor: Cursor, table: str, lines: bytes) -> int:
+    """Copy the lines, all at once: between two pieces, psycopg2 would have to wait for the interpreter lock."""
+    copy = f"COPY {table} ({_COLUMNS}) FROM STDIN (ENCODING 'UTF8')"
+    cursor.copy_expert(copy, BytesIO(lines), size=len(lines) + 1)
+    return cursor.rowcount
 
 
-def _merge(cursor: Cursor, lines: Sequence[str]) -> Stored:
+def _merge(cursor: Cursor, lines: bytes) -> Stored:
     """Insert the lines whose key is new. In key order, so that two consumers cannot deadlock over the same keys."""
-    _copy(cursor, "incoming", lines)
+    count = _copy(cursor, "incoming", lines)
     cursor.execute(
         f"INSERT INTO trades ({_COLUMNS}) SELECT {_COLUMNS} FROM incoming ORDER BY trade_id ON CONFLICT DO NOTHING"
     )
     inserted = cursor.rowcount
-    return Stored(inserted=inserted, repeated=len(lines) - inserted)
+    return Stored(inserted=inserted, repeated=count - inserted)
 
 
-def _merge_halves(cursor: Cursor, lines: Sequence[str], first: int, stored: Stored) -> None:
+def _merge_halves(cursor: Cursor, lines: Sequence[bytes], first: int, stored: Stored) -> None:
     """Merge what PostgreSQL takes, halving around what it refuses: log2(n) rounds find one refused line of n."""
     cursor.execute("SAVEPOINT half")
     try:
-        merged = _merge(cursor, lines)
+        merged = _merge(cursor, b"".join(lines))
         cursor.execute("DELETE FROM incoming")
         cursor.execute("RELEASE SAVEPOINT half")
         stored.inserted += merged.inserted

@@ -56,8 +56,8 @@ def describe(trade: Trade) -> str:
     return f"{trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
 
 
-def copy_lines(values: Sequence[bytes | None]) -> list[str]:
-    """Return the line of `COPY trades FROM STDIN` (text format) for each message's value, without its end.
+def copy_lines(values: Sequence[bytes | None]) -> bytes:
+    """Return a line of `COPY trades FROM STDIN` (text format, UTF-8) for each message's value.
 
     What JSON types cannot express is checked here too, so that PostgreSQL never meets a value that it would refuse,
     round or shift. Works on whole columns, which costs half of what a loop over the trades does. Raises
@@ -72,7 +72,7 @@ def copy_lines(values: Sequence[bytes | None]) -> list[str]:
         sides,
         timestamps if _are_plain_utc(timestamps) else map(_utc, timestamps),
     )
-    return list(map("\t".join, zip(*columns, strict=True)))
+    return ("\n".join(map("\t".join, zip(*columns, strict=True))) + "\n").encode()
 
 
 def _are_plain_uuids(texts: Sequence[str]) -> bool:

@@ -72,7 +72,7 @@ def test_a_table_made_by_hand_from_the_contract_takes_a_trade(database: Database
     written = ", ".join(f"{name} {kind}" for name, (kind, _) in CONTRACT.items())
     database.query(f"DROP TABLE trades; CREATE TABLE trades ({written}, PRIMARY KEY (trade_id))")
     with closing(database.connect()) as connection, connection, connection.cursor() as cursor:
-        fields = copy_lines([encode(TRADE)])[0].rstrip("\n").split("\t")
+        fields = copy_lines([encode(TRADE)]).decode().rstrip("\n").split("\t")
         cursor.execute(f"INSERT INTO trades ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * 6)})", fields)
     assert database.query("SELECT price::text, timestamp::text FROM trades") == [("271.35", "2026-01-31 08:30:00")]
 

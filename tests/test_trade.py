@@ -17,7 +17,7 @@ ESCAPES = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
 def stored(message: bytes) -> Row | None:
     """Return the row that COPY would make of the message's line, None if it is refused."""
     try:
-        [line] = copy_lines([message])
+        line = copy_lines([message]).decode().removesuffix("\n")
     except InvalidTrade:
         return None
     assert "\n" not in line, "COPY would read two rows"
@@ -63,9 +63,9 @@ def test_mutated_messages() -> None:
 
 def test_a_batch_gives_the_same_lines_as_its_messages_one_by_one() -> None:
     good = [message for message in mutations(seed=2, count=2_000) if expected_row(message)]
-    one_by_one = [line for message in good for line in copy_lines([message])]
+    one_by_one = b"".join(copy_lines([message]) for message in good)
     # A batch with one unusual timestamp has all of them rewritten, which drops their Z.
-    assert copy_lines(good) == [line.removesuffix("Z") for line in one_by_one]
+    assert copy_lines(good) == one_by_one.replace(b"Z\n", b"\n")
 
 
 def test_one_bad_message_refuses_its_batch() -> None:
