@@ -1,6 +1,6 @@
 r"""How fast a full topic is drained into PostgreSQL: by consumer.py, by its peers, and by `psql \copy` as the limit.
 
-    python -m benchmarks.sink                                       # everything, some five minutes
+    python -m benchmarks.sink                                       # everything, some ten minutes
     python -m benchmarks.sink --systems copy,consumer --rounds 5    # only ours, and the limit
     python -m benchmarks.sink --systems copy,consumer --preload 20000000      # also into a table that is full
     python -m benchmarks.sink --systems consumer --trades 5000000 --rounds 1  # memory when that far behind
@@ -404,7 +404,7 @@ def arguments() -> argparse.Namespace:
     there = [name for name, system in SYSTEMS.items() if all(map(shutil.which, system.needs))]
     parser.add_argument("--systems", default=",".join(there), help=f"of {','.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--trades", type=int, default=1_000_000, help="in the topic")
+    parser.add_argument("--trades", type=int, default=2_000_000, help="in the topic")
     parser.add_argument("--partitions", type=int, default=1, help="of the topic")
     parser.add_argument("--consumers", type=int, default=1, help="processes of consumer.py in its group")
     parser.add_argument("--preload", type=int, default=0, help="rows in a second table to start from")

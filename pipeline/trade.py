@@ -3,10 +3,9 @@
 The same trade in storage is `sql/001_trades.sql`; a test holds the two together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import astuple
@@ -66,9 +65,9 @@ def copy_lines(values: Sequence[bytes | None]) -> bytes:
     ids, tickers, prices, volumes, sides, timestamps = zip(*map(astuple, _decode_all(values)), strict=True)
     columns = (
         ids if _are_plain_uuids(ids) else map(_uuid, ids),
-        map(_symbol, tickers),
-        map(_cents, prices),
-        map(str, volumes),
+        map(_SYMBOLS.__getitem__, tickers),
+        map(_CENTS.__getitem__, prices),
+        map(_SHARES.__getitem__, volumes),
         sides,
         timestamps if _are_plain_utc(timestamps) else map(_utc, timestamps),
     )
@@ -88,19 +87,39 @@ def _uuid(text: str) -> str:
     return text.lower()  # one key, however the sender spells it
 
 
-@lru_cache(maxsize=4096)  # a market has few symbols, so escaping them is done once
 def _symbol(text: str) -> str:
     if "\0" in text:
         raise InvalidTrade("ticker has a NUL character, which PostgreSQL cannot store")
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-@lru_cache(maxsize=65536)  # prices live on a grid of cents, so most have been seen before
 def _cents(price: float) -> str:
     if round(price, 2) != price:
         raise InvalidTrade(f"price has more than two decimals: {price!r}")
     return f"{price:.2f}"
 
+
+Value = TypeVar("Value")
+
+
+class _Texts(dict[Value, str]):
+    """Remembers the text of each value: a market has few symbols, prices on a grid of cents and mostly round lots.
+
+    As `functools.lru_cache`, at half the cost of a hit; when full, it starts again.
+    """
+
+    def __init__(self, make: Callable[[Value], str]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, value: Value) -> str:
+        if len(self) >= 65_536:
+            self.clear()
+        text = self[value] = self._make(value)
+        return text
+
+
+_SYMBOLS, _CENTS, _SHARES = _Texts(_symbol), _Texts(_cents), _Texts(str)
 
 PLAIN_UTC = "2026-01-31T08:30:00.000000Z"  # how the producer writes it
 
