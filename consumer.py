@@ -81,7 +81,8 @@ class Batch:
     """Trades on their way to PostgreSQL, and the offsets to commit once they are there."""
 
     messages: list[Message] = field(default_factory=list)  # one a line, kept for the dead-letter topic
-    lines: list[bytes] = field(default_factory=list)  # for COPY, a chunk each
+    chunks: list[bytes] = field(default_factory=list)  # the lines for COPY, as they were decoded ...
+    lines: bytes = b""  # ... and all together
     offsets: list[TopicPartition] = field(default_factory=list)
     dead_letters: int = 0
     unacknowledged: int = 0  # dead letters that Kafka has not confirmed
@@ -160,13 +161,13 @@ class TradeConsumer:
             for message in messages:
                 self.add_one(message)
         else:
-            self.batch.lines.append(lines)
+            self.batch.chunks.append(lines)
             self.batch.messages += messages
 
     def add_one(self, message: Message) -> None:
         """Decode a message that may be no trade."""
         try:
-            self.batch.lines.append(copy_lines([message.value()]))
+            self.batch.chunks.append(copy_lines([message.value()]))
             self.batch.messages.append(message)
         except InvalidTrade as reason:
             self.publish_dead_letter(self.batch, message, reason)
@@ -206,6 +207,8 @@ class TradeConsumer:
         if not free or not len(self.batch):
             return
         batch, self.batch = self.batch, Batch()
+        batch.lines = b"".join(batch.chunks)  # here, because PostgreSQL waits for whatever the writer has to do
+        batch.chunks.clear()
         batch.offsets = self.starting_offsets.mark(self.consumer.position(self.consumer.assignment()))
         self.writes.append((batch, Future()))
         self.to_write.put(self.writes[-1])
@@ -229,7 +232,7 @@ class TradeConsumer:
         while not batch.abandoned.is_set():
             try:
                 with self.metrics.commit_seconds.time():
-                    stored = self.table.store(b"".join(batch.lines))  # [1] first the rows
+                    stored = self.table.store(batch.lines)  # [1] first the rows
             except psycopg2.Error as error:  # [4] no row is to blame, so all of them wait
                 self.database_outage.report(first_line(error))
                 self.table.disconnect()

@@ -399,23 +399,32 @@ def test_consumers_that_join_leave_and_die_share_the_partitions(
     if not broker.keeps_topics:
         pytest.skip("the embedded broker can lose a group whose members die: make test-kafka")
     broker.create_topic(topic, partitions=6)
-    consumers: list[Script] = []
-    sent = 0
-
-    def trade_on() -> None:
-        nonlocal sent
-        for ticker in ("AAPL", "MSFT", "GOOGL", "AMZN", "TSLA", "META"):
-            broker.produce(topic, [trade(ticker=ticker) for _ in range(500)], key=ticker.encode())
-            sent += 500
-        eventually(lambda: database.count() == sent, timeout=60)
-
-    for _ in range(3):
-        consumers.append(started(run_script, "--from-beginning"))
-        trade_on()
+    consumers = [started(run_script, "--from-beginning") for _ in range(3)]
+    producer = run_script("producer.py", "--rate", "1000", "--count", "15000")
+    eventually(lambda: database.count() > 2_000)
     consumers.pop().stop(signal.SIGKILL)
-    trade_on()
+    eventually(lambda: database.count() > 7_000)
     assert consumers.pop(0).stop() == 0
-    trade_on()
+    eventually(lambda: database.count() > 10_000)
+    consumers.append(started(run_script))
+    assert producer.wait() == 0
+    eventually(lambda: database.count() == 15_000, timeout=60)
     eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
     for consumer in consumers:
         assert consumer.stop() == 0
+
+    produced = broker.read(topic)
+    assert len({message.partition() for message in produced}) > 1, "nothing was shared"
+    for ticker in {message.key().decode() for message in produced}:
+        tape = sorted(
+            (message.partition(), message.offset(), message.value())
+            for message in produced
+            if message.key() == ticker.encode()
+        )
+        sent = [json.loads(value)["trade_id"] for _, _, value in tape]  # ascending as they are made
+        assert sent == sorted(sent), f"{ticker} lost its order in Kafka"
+        # A transaction's number is drawn when it stores its first row.
+        rows = database.query("SELECT trade_id, xmin::text::bigint FROM trades WHERE ticker = %s ORDER BY 1", ticker)
+        assert [trade_id for trade_id, _ in rows] == sent
+        stored = [transaction for _, transaction in rows]
+        assert stored == sorted(stored), f"{ticker} lost its order in PostgreSQL"
