@@ -22,7 +22,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -57,7 +57,8 @@ KAFKA_DEFAULTS: dict[str, Any] = {
 }
 FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than they save the trades
 
-Tape = Iterator[tuple[str, str]]  # ticker and JSON of one trade after the other
+Trades = list[tuple[str, str]]  # ticker and JSON of one after the other
+Tape = Callable[[int], Trades]  # makes so many, now
 
 
 class TradeProducer:
@@ -100,13 +101,13 @@ class TradeProducer:
 
     def run(self, tape: Tape) -> None:
         """Send until the count is reached and acknowledged, the user wants to stop, or Kafka refuses for good."""
-        self._send(itertools.islice(tape, 1))
+        self._send(tape(1))
         self._await_acknowledgements()  # the first takes up to a second: better one trade waits for it than thousands
         self._second_began = time.monotonic()
         pace = Pace(self.rate, self._second_began)
         while self.sent < self.count and not self._ending():
             due = pace.due(time.monotonic(), min(CHUNK, self.count - self.sent))
-            self._send(itertools.islice(tape, due))
+            self._send(tape(due))
             self._serve(min(pace.wait(), SECONDS_UNNOTICED))
         self._await_acknowledgements()
 
@@ -119,9 +120,9 @@ class TradeProducer:
         sign = "⚠️ " if lost else "✅"
         print(f"{sign} {self.acknowledged:,} trades acknowledged by Kafka in {seconds:.1f} s, {lost:,} not delivered.")
 
-    def _send(self, tape: Tape) -> None:
+    def _send(self, trades: Trades) -> None:
         produce, topic = self._producer.produce, self._topic
-        for ticker, message in tape:
+        for ticker, message in trades:
             try:
                 produce(topic, message, ticker)
             except BufferError:
@@ -234,10 +235,10 @@ def open_market(seed: int | None, rate: float) -> Tape:
     """Return a market's tape. With a seed, time passes there by the trade and not by the clock: prices repeat, too."""
     fake = Faker()
     if seed is None:
-        return TradeProvider(fake).trade_messages()
+        return TradeProvider(fake).trade_messages
     fake.seed_instance(seed)
     step = round(1e9 / min(rate, NOMINAL_RATE))  # nanoseconds
-    return TradeProvider(fake, market_clock=itertools.count(0, step).__next__).trade_messages()
+    return TradeProvider(fake, market_clock=itertools.count(0, step).__next__).trade_messages
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.sink import BROKERS, default_broker, processor, show
 from pipeline.settings import read_settings
-from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX_RATE, Tape, TradeProducer, open_market
+from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX_RATE, Tape, TradeProducer, Trades, open_market
 from tests.services import Script, environment_of
 
 SECONDS_OF_PACE = 10
@@ -52,7 +52,7 @@ def new_topic(bootstrap_servers: str) -> Iterator[str]:
 
 def bare_loop(bootstrap_servers: str, trades: int) -> float:
     """Produce one constant trade over and over; return trades/s."""
-    ticker, message = next(open_market(None, MAX_RATE))
+    [(ticker, message)] = open_market(None, MAX_RATE)(1)
     callbacks = {"on_delivery": lambda error, message: None, "delivery.report.only.error": True}
     own = Producer(KAFKA_DEFAULTS | FULL_SPEED | {"bootstrap.servers": bootstrap_servers} | callbacks)
     with new_topic(bootstrap_servers) as topic:
@@ -90,11 +90,13 @@ def full_speed(bootstrap_servers: str, trades: int) -> float:
     began = []
 
     def note(tape: Tape) -> Tape:
-        yield next(tape)
-        began.append(time.monotonic())  # the second is asked for when the first is acknowledged
-        yield from tape
+        def noted(count: int) -> Trades:
+            began.append(time.monotonic())  # the second is asked for when the first is acknowledged
+            return tape(count)
 
-    return trades / (run(bootstrap_servers, MAX_RATE, trades, note) - began[0])
+        return noted
+
+    return trades / (run(bootstrap_servers, MAX_RATE, trades, note) - began[1])
 
 
 def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
@@ -102,9 +104,11 @@ def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
     moments: list[float] = []
 
     def note(tape: Tape) -> Tape:
-        for item in tape:
-            moments.append(time.monotonic())
-            yield item
+        def noted(count: int) -> Trades:
+            moments.extend([time.monotonic()] * count)
+            return tape(count)
+
+        return noted
 
     run(bootstrap_servers, rate, rate * SECONDS_OF_PACE + 1, note)
     moments = moments[1:]  # without the first, which waits for its acknowledgement

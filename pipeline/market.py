@@ -16,7 +16,8 @@ issues", Quantitative Finance 1 (2001) 223–236, and R. Roll's bid–ask bounce
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from itertools import chain, count
+from functools import cached_property
+from itertools import chain
 from math import exp, sqrt
 from random import Random
 from statistics import NormalDist
@@ -36,17 +37,17 @@ class Listing(NamedTuple):
     daily_volatility: float  # standard deviation of the log return of one session
     spread: int  # cents between bid and ask while the book is full
     volume: int  # shares; the median trade
-    activity: int  # of 128 trades in this market, how many are in this share
+    activity: int  # of 256 trades in this market, how many are in this share
 
 
 LISTINGS = (
-    Listing("AAPL", 271.40, 0.016, 1, 150, 19),
-    Listing("MSFT", 512.70, 0.014, 3, 100, 12),
-    Listing("GOOGL", 283.10, 0.018, 2, 120, 11),
-    Listing("AMZN", 229.60, 0.019, 1, 130, 13),
-    Listing("TSLA", 431.80, 0.036, 3, 110, 30),
-    Listing("META", 638.30, 0.021, 5, 70, 7),
-    Listing("NVDA", 184.20, 0.029, 1, 200, 36),
+    Listing("AAPL", 271.40, 0.016, 1, 150, 38),
+    Listing("MSFT", 512.70, 0.014, 3, 100, 24),
+    Listing("GOOGL", 283.10, 0.018, 2, 120, 22),
+    Listing("AMZN", 229.60, 0.019, 1, 130, 26),
+    Listing("TSLA", 431.80, 0.036, 3, 110, 60),
+    Listing("META", 638.30, 0.021, 5, 70, 14),
+    Listing("NVDA", 184.20, 0.029, 1, 200, 72),
 )
 
 SESSION = 23_400.0  # seconds from New York's opening bell to the close
@@ -61,9 +62,9 @@ MOOD = (0.35, 900.0)
 FLURRY = (0.45, 30.0)
 FLURRY_STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # standard deviations of flurry for which volumes differ
 
-# One draw decides over a trade, from its low bits on: 7 for the share; 2 for the side, which changes in 1 trade of 4;
-# 6 for the depth of the book, which changes in 1 of 64; 8 for the volume.
-SHARE_BITS, SIDE_BITS, DEPTH_BITS, VOLUME_SHIFT, DRAW_BITS = 0b1111111, 0b11 << 7, 0b111111 << 9, 15, 23
+# A byte of chance decides whether a trade differs from the share's last one, so most need one comparison: up to 63, in
+# 1 trade of 4, the side changes; from 63 to 66, in 1 of 64, the depth of the book; 63 is both, as chance would have it.
+SIDE_CHANGES_BELOW, DEPTH_CHANGES_FROM, NOTHING_CHANGES_FROM = 64, 63, 67
 
 SPREADS = (1, 3, 1, 1, 5)  # multiples of a share's usual spread at the depths its book goes through, over and over
 
@@ -72,18 +73,23 @@ ODD_LOTS = 8  # one size in so many is not a whole number of lots
 VOLUME_SPREAD = 1.1  # standard deviation of a volume's logarithm
 
 QUOTE_LIFE = 10_000_000  # nanoseconds until quotes are renewed: far below what an eye can follow
-MILLISECOND = 1_000_000  # nanoseconds
-MICROSECONDS = {microsecond: f"{microsecond:03}" for microsecond in range(1000)}  # formatted once, not once a trade
-COUNTERS = [f"{counter:03x}" for counter in range(4096)]
+CLOCK_SET_BACK = 1000  # microseconds; less than that, trades were made faster than one a microsecond
+
+# The microseconds of a millisecond, formatted once and not once a trade: the end of a timestamp and of the JSON, and
+# the 12 bits of an id that order it within its millisecond (RFC 9562, 6.2, method 3).
+STAMP_ENDS = [f'{microsecond:03}Z"}}' for microsecond in range(1000)]
+ID_FRACTIONS = [f"{microsecond * 4096 // 1000:03x}" for microsecond in range(1000)]
 
 
 class Quote:
     """One side of a book at one depth: where a trade may print."""
 
-    def __init__(self, side: str, offset: int) -> None:
+    def __init__(self, book: "Book", side: str, offset: int) -> None:
+        self.ticker = book.ticker
         self.side = side  # that trades on it
         self.offset = offset  # cents above the bid of a full book
-        self.json = ""  # ticker, price and the key of the volume
+        self.price_json = ""  # ticker, price and the key of the volume
+        self.volume_json: list[str] = []  # equally likely volumes, the side and the key of the timestamp
         self.opposite = self  # the quote across the spread
         self.next_depth = self  # the quote on the same side when the depth of the book changes
 
@@ -96,19 +102,36 @@ class Book:
         self.listing = listing
         self.deviation = 0.0  # logarithm of the fair price over the listing's
         self.flurry = 0.0  # logarithm of this share's own volatility factor
-        self.quotes = _quotes(listing.spread)
+        self.quotes = self._link_quotes()
         self.quote = self.quotes[0]  # of the latest trade
-        self.volumes_by_flurry = [_volumes(listing.volume * exp(1.5 * FLURRY[0] * step)) for step in FLURRY_STEPS]
-        self.volumes = self.volumes_by_flurry[0]  # equally likely
+        self._volume_json = {
+            (step, side): [
+                f'{volume},"side":"{side}","timestamp":"'
+                for volume in _volumes(listing.volume * exp(1.5 * FLURRY[0] * step))
+            ]
+            for step in FLURRY_STEPS
+            for side in ("buy", "sell")
+        }
+
+    def _link_quotes(self) -> list[Quote]:
+        """Return the book's quotes, linked to those that may follow them."""
+        spread = self.listing.spread
+        widths = [(multiple - 1) * spread // 2 for multiple in SPREADS]  # cents further out than in a full book
+        depths = [(Quote(self, "buy", spread + width), Quote(self, "sell", -width)) for width in widths]
+        for depth, next_depth in zip(depths, depths[1:] + depths[:1], strict=True):
+            for side, quote in enumerate(depth):
+                quote.opposite = depth[1 - side]
+                quote.next_depth = next_depth[side]
+        return [quote for depth in depths for quote in depth]
 
     def renew(self) -> None:
         """Put bids and asks on the cent grid, around the fair price; the busier the share, the larger the trades."""
         step = min(max(round(2 * self.flurry / FLURRY[0]) / 2, FLURRY_STEPS[0]), FLURRY_STEPS[-1])
-        self.volumes = self.volumes_by_flurry[FLURRY_STEPS.index(step)]
         fair = 100 * self.listing.price * exp(self.deviation)
         bid = int(fair - (self.listing.spread - 1) / 2)
         for quote in self.quotes:
-            quote.json = f'"ticker":"{self.ticker}","price":{(bid + quote.offset) / 100},"volume":'
+            quote.price_json = f'","ticker":"{self.ticker}","price":{(bid + quote.offset) / 100},"volume":'
+            quote.volume_json = self._volume_json[step, quote.side]
 
 
 class Market:
@@ -161,58 +184,82 @@ class TradeProvider(BaseProvider):
         super().__init__(generator)
         self._clock = clock
         self._market_clock = market_clock
-        self._messages = self._print_trades()  # draws nothing before the first trade: until then, a seed counts
+        self._moment = self._id_moment = 0  # microseconds since 1970; of the latest trade
+
+    @cached_property  # all of these draw when the first trade is wanted: until then, a seed counts
+    def _market(self) -> Market:
+        return Market(Random(self.generator.random.getrandbits(64)))  # its moves must not shift other draws
+
+    @cached_property
+    def _id_middle(self) -> str:
+        return f"-{0x8000 | self.generator.random.getrandbits(14):04x}-"
+
+    @cached_property
+    def _chances(self) -> Iterator[tuple[str, Book, int, int]]:
+        return chain.from_iterable(_chances(self.generator.random, self._market.books))
 
     def trade(self) -> Trade:
         """Return the next trade. Its id is a version 7 UUID (RFC 9562), greater than every one before it."""
-        return decode(next(self._messages)[1].encode())
+        [(_, message)] = self.trade_messages(1)
+        return decode(message.encode())
 
-    def trade_messages(self) -> Iterator[tuple[str, str]]:
-        """Return the endless tape of the same trades as they travel: ticker and JSON.
+    def trade_messages(self, count: int) -> list[tuple[str, str]]:
+        """Return the next trades as they travel: ticker and JSON. They happen now, a microsecond apart.
 
-        A `Trade` that is made only to be encoded would cost the producer a quarter of its rate; here, what repeats is
+        A `Trade` that is made only to be encoded would cost the producer a third of its rate; here, what repeats is
         formatted once. A test holds that the result is what `encode` makes of the trade.
         """
-        return self._messages
+        messages: list[tuple[str, str]] = []
+        while len(messages) < count:
+            messages += self._print_trades(count - len(messages))
+        return messages
 
-    def _print_trades(self) -> Iterator[tuple[str, str]]:
-        """Print trades for ever: one generator, everything in local variables, as each 100 ns cost 5 % of the rate."""
-        clock, market_clock = self._clock, self._market_clock
-        draw = self.generator.random.getrandbits
-        market = Market(Random(draw(64)))  # a generator of its own: how often prices move must not shift other draws
-        share = [book for book in market.books for _ in range(book.listing.activity)]
-        id_middle = f"-{0x8000 | draw(14):04x}-"
-        id_tails = _hexadecimal(self.generator.random)
-        id_time = 0  # milliseconds since 1970, or later: ids ascend even if the clock stands still or is set back
-        now = clock()
-        while True:
-            millisecond = now - now % MILLISECOND
-            id_time = max(millisecond // MILLISECOND, id_time + 1)
-            head = f'{{"trade_id":"{id_time >> 16:08x}-{id_time & 0xFFFF:04x}-7'
-            second = f"{datetime.fromtimestamp(now // 10**9, UTC):%Y-%m-%dT%H:%M:%S}.{now // MILLISECOND % 1000:03}"
-            microsecond = MICROSECONDS[(now - millisecond) // 1000]
-            if market_clock is None:
-                market.move(now)
-            for counter in COUNTERS:  # of the ids in one millisecond (RFC 9562, 6.2, method 1)
-                if market_clock is not None:
-                    market.move(market_clock())
-                luck = draw(DRAW_BITS)
-                book = share[luck & SHARE_BITS]
-                quote = book.quote
-                if not luck & SIDE_BITS:
-                    quote = book.quote = quote.opposite
-                if not luck & DEPTH_BITS:
-                    quote = book.quote = quote.next_depth
-                yield (
-                    book.ticker,
-                    f'{head}{counter}{id_middle}{next(id_tails)}",{quote.json}{book.volumes[luck >> VOLUME_SHIFT]},'
-                    f'"side":"{quote.side}","timestamp":"{second}{microsecond}Z"}}',
-                )
-                now = clock()
-                try:
-                    microsecond = MICROSECONDS[(now - millisecond) // 1000]
-                except KeyError:
-                    break
+    def _print_trades(self, at_most: int) -> list[tuple[str, str]]:
+        """Print trades of one millisecond, at least one."""
+        market, market_clock, id_middle = self._market, self._market_clock, self._id_middle
+        now = self._clock()
+        if market_clock is None:
+            market.move(now)
+        moment = now // 1000
+        moment = self._moment + 1 if 0 <= self._moment - moment < CLOCK_SET_BACK else moment
+        id_moment = max(moment, self._id_moment + 1)  # ids ascend even if the clock is set back
+        millisecond, microsecond = divmod(moment, 1000)
+        id_millisecond, id_microsecond = divmod(id_moment, 1000)
+        second = f"{datetime.fromtimestamp(millisecond // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{millisecond % 1000:03}"
+        stamp_ends = STAMP_ENDS[microsecond : microsecond + at_most]
+        id_fractions = ID_FRACTIONS[id_microsecond : id_microsecond + len(stamp_ends)]
+        id_head = f'{{"trade_id":"{id_millisecond >> 16:08x}-{id_millisecond & 0xFFFF:04x}-7'
+        messages = []
+        # Each 100 ns in here cost a tenth of the producer's rate.
+        for id_fraction, stamp_end, (id_tail, book, change, level) in zip(
+            id_fractions, stamp_ends, self._chances, strict=False
+        ):
+            if market_clock is not None:
+                market.move(market_clock())
+            quote = book.quote
+            if change < NOTHING_CHANGES_FROM:
+                if change < SIDE_CHANGES_BELOW:
+                    quote = quote.opposite
+                if change >= DEPTH_CHANGES_FROM:
+                    quote = quote.next_depth
+                book.quote = quote
+            json = (
+                f"{id_head}{id_fraction}{id_middle}{id_tail}{quote.price_json}{quote.volume_json[level]}"
+                f"{second}{stamp_end}"
+            )
+            messages.append((quote.ticker, json))
+        self._moment = moment + len(messages) - 1
+        self._id_moment = id_moment + len(messages) - 1
+        return messages
+
+
+def _chances(random: Random, books: list[Book]) -> Iterator[Iterator[tuple[str, Book, int, int]]]:
+    """Draw what chance decides of each trade, in blocks: 12 hexadecimal digits, its share, two bytes."""
+    shares = [book for book in books for _ in range(book.listing.activity)]
+    while True:
+        id_tails = random.randbytes(6 * 256).hex(" ", 6).split()
+        shares_drawn = map(shares.__getitem__, random.randbytes(256))
+        yield zip(id_tails, shares_drawn, random.randbytes(256), random.randbytes(256), strict=True)
 
 
 def _revert(value: float, deviation: float, memory: float, seconds: float, shock: float) -> float:
@@ -221,25 +268,9 @@ def _revert(value: float, deviation: float, memory: float, seconds: float, shock
     return value * kept + deviation * sqrt(1 - kept * kept) * shock
 
 
-def _hexadecimal(random: Random) -> Iterator[str]:
-    """Return an iterator over 12 random digits after 12 others: drawn in blocks, they cost a third."""
-    return chain.from_iterable(random.randbytes(6 * 256).hex(" ", 6).split() for _ in count())
-
-
-def _quotes(spread: int) -> list[Quote]:
-    """Return a book's quotes, linked to those that may follow them."""
-    widths = [(multiple - 1) * spread // 2 for multiple in SPREADS]  # cents further out than in a full book
-    depths = [(Quote("buy", spread + width), Quote("sell", -width)) for width in widths]
-    for depth, next_depth in zip(depths, depths[1:] + depths[:1], strict=True):
-        for side, quote in enumerate(depth):
-            quote.opposite = depth[1 - side]
-            quote.next_depth = next_depth[side]
-    return [quote for depth in depths for quote in depth]
-
-
 def _volumes(median: float) -> list[int]:
     """Return the quantiles of a log-normal volume, most of them rounded to lots, as a trader rounds an order."""
-    levels = 1 << DRAW_BITS - VOLUME_SHIFT
+    levels = 256  # a byte of chance
     exact = [median * exp(VOLUME_SPREAD * NormalDist().inv_cdf((level + 0.5) / levels)) for level in range(levels)]
     return [
         round(volume) if level % ODD_LOTS == 0 else max(LOT, round(volume / LOT) * LOT)

@@ -6,9 +6,9 @@ properties of asset returns: stylized facts and statistical issues", Quantitativ
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from random import Random
 from uuid import RFC_4122, UUID
 
@@ -18,7 +18,7 @@ from faker import Faker
 from numpy.typing import NDArray
 
 from pipeline.market import LISTINGS, LOT, SPREADS, TradeProvider
-from pipeline.trade import Trade, encode
+from pipeline.trade import Trade, decode, encode
 
 SEEDS = (1, 2, 3, 4, 5)
 RATES = (200, 10_000)  # trades/s
@@ -186,7 +186,7 @@ def test_activity_differs_between_tickers(seed: int) -> None:
     assert set(counts) == {"AAPL", "MSFT", "GOOGL", "AMZN", "TSLA", "META", "NVDA"}
     assert max(counts.values()) > 3 * min(counts.values())
     for listing in LISTINGS:
-        assert counts[listing.ticker] / TRADES == pytest.approx(listing.activity / 128, rel=0.1)
+        assert counts[listing.ticker] / TRADES == pytest.approx(listing.activity / 256, rel=0.1)
 
 
 @every_seed
@@ -273,11 +273,25 @@ def test_a_message_is_the_trade_encoded() -> None:
     fake = Faker()
     fake.add_provider(TradeProvider(fake, ticking(50)))
     fake.seed_instance(7)
-    messages = fake.trade_messages()
     trade = market(7, ticking(50))
-    for ticker, message in islice(messages, 10_000):
+    for _ in range(10_000):
         expected = trade()
-        assert (ticker, message.encode()) == (expected.ticker, encode(expected))
+        assert fake.trade_messages(1) == [(expected.ticker, encode(expected).decode())]
+
+
+def test_trades_made_at_once_are_a_microsecond_apart_and_the_same_as_one_by_one() -> None:
+    def provider() -> TradeProvider:
+        fake = Faker()
+        fake.seed_instance(7)
+        return TradeProvider(fake, lambda: START + 999_000, iter(range(0, 10**12, 10**6)).__next__)
+
+    at_once, one_by_one = provider(), provider()
+    together = at_once.trade_messages(800)
+    assert together == [message for _ in range(800) for message in one_by_one.trade_messages(1)]
+    trades = [decode(message.encode()) for _, message in together]
+    moments = [datetime.fromisoformat(trade.timestamp) for trade in trades]
+    assert {later - earlier for earlier, later in pairwise(moments)} == {timedelta(microseconds=1)}
+    assert all(earlier.trade_id < later.trade_id for earlier, later in pairwise(trades))
 
 
 @pytest.mark.parametrize("fraction", [0, 1, 999, 1_000, 123_456_789, 999_999_999])
