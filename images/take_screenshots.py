@@ -1,4 +1,4 @@
-"""Takes the pictures of README.md: the page in each of its states, from the running page in a real browser.
+"""Takes the pictures of README.md in a real browser: the running page in each of its states, and the market.
 
     python -m images.take_screenshots
 
@@ -7,15 +7,20 @@ It starts a PostgreSQL and a dashboard of its own, and needs Chromium (apt-get i
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 
+import plotly.graph_objects as go
+from faker import Faker
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from pipeline.market import TradeProvider
 from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, chromium, dashboard, insert, utc_now
 from tests.services import Database, Postgres
 
@@ -49,6 +54,11 @@ def main() -> None:
         take(page, "STALE", "stale")
         postgres.stop()
         take(page, "DATABASE DOWN", "database-down")
+        page.set_viewport_size({"width": 1440, "height": 420})
+        page.set_content(market_chart("NVDA", minutes=10, rate=50, seed=1))
+        page.add_style_tag(content="body { margin: 0 }")
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+        save(page, "market")
 
 
 def take(page: Page, state: str, name: str | None) -> None:
@@ -59,9 +69,27 @@ def take(page: Page, state: str, name: str | None) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(2500)  # the grids draw on a canvas, which shows nobody when it is done
     if name:
-        picture = Image.open(BytesIO(page.screenshot()))
-        picture.quantize(256).save(FOLDER / f"{name}.png", optimize=True)  # a third of the size
-        print(f"images/{name}.png")
+        save(page, name)
+
+
+def save(page: Page, name: str) -> None:
+    """Write what the page shows."""
+    picture = Image.open(BytesIO(page.screenshot()))
+    picture.quantize(256).save(FOLDER / f"{name}.png", optimize=True)  # a third of the size
+    print(f"images/{name}.png")
+
+
+def market_chart(ticker: str, minutes: int, rate: int, seed: int) -> str:
+    """Return a page with the prices of one ticker in a market of `rate` trades/s, as producer.py makes them."""
+    fake = Faker()
+    fake.seed_instance(seed)
+    clock = count(time.time_ns(), 10**9 // rate)
+    fake.add_provider(TradeProvider(fake, clock.__next__))
+    trades = [trade for _ in range(60 * minutes * rate) if (trade := fake.trade()).ticker == ticker]
+    figure = go.Figure(go.Scatter(x=[trade.timestamp for trade in trades], y=[trade.price for trade in trades]))
+    figure.update_traces(line={"width": 1, "shape": "hv"})
+    figure.update_layout(template="plotly_dark", margin={"l": 50, "r": 20, "t": 20, "b": 30})
+    return str(figure.to_html())
 
 
 @contextmanager

@@ -206,8 +206,8 @@ class TradeProvider(BaseProvider):
     def trade_messages(self, count: int) -> list[tuple[str, str]]:
         """Return the next trades as they travel: ticker and JSON. They happen now, a microsecond apart.
 
-        A `Trade` that is made only to be encoded would cost the producer a third of its rate; here, what repeats is
-        formatted once. A test holds that the result is what `encode` makes of the trade.
+        A `Trade` that is made only to be encoded would cost as much again; here, what repeats is formatted
+        once. A test holds that the result is what `encode` makes of the trade.
         """
         messages: list[tuple[str, str]] = []
         while len(messages) < count:
