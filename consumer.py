@@ -66,7 +66,6 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     # All partitions are given back in a rebalance and every open batch is dropped: with an incremental protocol, a
     # dropped batch of a partition that we keep would be lost.
     "partition.assignment.strategy": "range",
-    "fetch.wait.max.ms": 5,  # the embedded broker answers no sooner, Apache Kafka as soon as there is a trade
     "fetch.queue.backoff.ms": 10,  # with the default, a second, a full queue would run empty before it is filled again
     "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
     "statistics.interval.ms": 1000,  # for the metrics

@@ -231,7 +231,15 @@ def _watermarks(consumer: Consumer, topic: str) -> list[tuple[TopicPartition, To
     partitions = [
         TopicPartition(topic, number) for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions
     ]
-    offsets = [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
+
+    def answers() -> list[tuple[int, int]] | None:
+        try:
+            return [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
+        except KafkaException:  # a broker that has just woken up knows no leaders yet
+            return None
+
+    offsets = eventually(answers)
+    assert offsets is not None
     return [
         (TopicPartition(topic, place.partition, low), TopicPartition(topic, place.partition, high))
         for place, (low, high) in zip(partitions, offsets, strict=True)
