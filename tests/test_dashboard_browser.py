@@ -218,7 +218,9 @@ def test_pause_stops_everything_that_moves(page: Page, open_page: Callable[..., 
 
 def test_the_address_carries_the_view(page: Page, open_page: Callable[..., Page]) -> None:
     page.get_by_role("radio", name="sell").click()
+    expect(page).to_have_url(re.compile("side=sell"))
     page.get_by_role("radio", name="indexed").click()
+    expect(page).to_have_url(re.compile("scale=indexed"))
     page.get_by_label("Tickers").click()
     page.get_by_role("option", name="TSLA").click()
     expect(page).to_have_url(re.compile("tickers=TSLA"))
