@@ -13,10 +13,7 @@ import argparse
 import asyncio
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
@@ -27,7 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from pipeline.feed import LATEST_TRADES, query, read_only_engine
 from pipeline.session import Session, candles_of, read_session
-from tests.live_page import Market, dashboard, insert, utc_now
+from tests.live_page import Market, dashboard, insert, trades_arriving
 from tests.services import Database, Postgres
 
 INTERVAL = 2.0  # seconds, the page's default
@@ -155,7 +152,7 @@ class Viewer:
 
 def report_viewers(database: Database, count: int, seconds: int) -> None:
     """Let that many viewers look at a page of its own while ten trades a second arrive."""
-    with dashboard(database.url) as address, trades_arriving(database):
+    with dashboard(database.url) as address, trades_arriving(database, Market(seed=3), 10):
         server, viewers = server_of(address), [Viewer(address) for _ in range(count)]
         cpu, asked, session = asyncio.run(together(viewers, seconds, server, database))
         memory = server.memory_info().rss / 1e6
@@ -205,24 +202,6 @@ async def together(
     watched = asyncio.create_task(watch())
     await asyncio.gather(*map(arrive, viewers, arrivals))
     return await watched
-
-
-@contextmanager
-def trades_arriving(database: Database) -> Iterator[None]:
-    """Store ten trades a second meanwhile."""
-    market, over = Market(seed=3), threading.Event()
-
-    def store() -> None:
-        while not over.wait(0.1):
-            insert(database, [market.trade(utc_now())])
-
-    thread = threading.Thread(target=store)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.sink import BROKERS, default_broker, processor, show
 from pipeline.settings import read_settings
-from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX_RATE, Tape, TradeProducer, Trades, open_market
+from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX_RATE, TradeProducer, Trades, open_market
 from tests.services import Script, environment_of
 
 SECONDS_OF_PACE = 10
@@ -73,12 +73,18 @@ def bare_loop(bootstrap_servers: str, trades: int) -> float:
         return trades / (time.monotonic() - began)
 
 
-def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[Tape], Tape]) -> float:
-    """Run producer.py's loop over a noted tape; return when its last trade was acknowledged."""
+def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], object]) -> float:
+    """Run producer.py's loop, noting how many trades it asks for; return when the last one was acknowledged."""
+    tape = open_market(None, rate)
+
+    def noted(count: int) -> Trades:
+        note(count)
+        return tape(count)
+
     with new_topic(bootstrap_servers) as topic, contextlib.redirect_stdout(io.StringIO()):
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "KAFKA_TOPIC": topic})
         own = TradeProducer(settings, rate, trades)
-        own.run(note(open_market(None, rate)))
+        own.run(noted)
         ended = time.monotonic()
         own.close()
         assert own.acknowledged == trades, f"{own.acknowledged:,} of {trades:,} acknowledged"
@@ -87,30 +93,16 @@ def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[Tape],
 
 def full_speed(bootstrap_servers: str, trades: int) -> float:
     """Return the trades/s of `--rate max`."""
-    began = []
-
-    def note(tape: Tape) -> Tape:
-        def noted(count: int) -> Trades:
-            began.append(time.monotonic())  # the second is asked for when the first is acknowledged
-            return tape(count)
-
-        return noted
-
-    return trades / (run(bootstrap_servers, MAX_RATE, trades, note) - began[1])
+    asked: list[float] = []
+    ended = run(bootstrap_servers, MAX_RATE, trades, lambda _: asked.append(time.monotonic()))
+    return trades / (ended - asked[1])  # more than the first is asked for when that is acknowledged
 
 
 def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
     """Return the rate kept over ten seconds, and the emptiest and the fullest 100 ms, as shares of what is due."""
     moments: list[float] = []
-
-    def note(tape: Tape) -> Tape:
-        def noted(count: int) -> Trades:
-            moments.extend([time.monotonic()] * count)
-            return tape(count)
-
-        return noted
-
-    run(bootstrap_servers, rate, rate * SECONDS_OF_PACE + 1, note)
+    trades = rate * SECONDS_OF_PACE + 1
+    run(bootstrap_servers, rate, trades, lambda count: moments.extend([time.monotonic()] * count))
     moments = moments[1:]  # without the first, which waits for its acknowledgement
     last = bisect_left(moments, moments[-1] - 0.1)
     windows = [bisect_left(moments, start + 0.1) - index for index, start in enumerate(moments[:last])]

@@ -6,7 +6,6 @@ It starts a PostgreSQL and a dashboard of its own, and needs Chromium (apt-get i
 """
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from pipeline.market import TradeProvider
-from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, chromium, dashboard, insert, utc_now
+from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, chromium, dashboard, insert, trades_arriving
 from tests.services import Database, Postgres
 
 FOLDER = Path(__file__).parent
@@ -95,20 +94,10 @@ def market_chart(ticker: str, minutes: int, rate: int, seed: int) -> str:
 @contextmanager
 def market_open(database: Database) -> Iterator[None]:
     """Let trades have come in for a while, and go on coming in."""
-    market, closed = Market(seed=7), threading.Event()
+    market = Market(seed=7)
     insert(database, market.until_now(int(HISTORY.total_seconds()) * TRADES_PER_SECOND, HISTORY.total_seconds()))
-
-    def trade() -> None:
-        while not closed.wait(1 / TRADES_PER_SECOND):
-            insert(database, [market.trade(utc_now())])
-
-    thread = threading.Thread(target=trade)
-    thread.start()
-    try:
+    with trades_arriving(database, market, TRADES_PER_SECOND):
         yield
-    finally:
-        closed.set()
-        thread.join()
 
 
 if __name__ == "__main__":

@@ -84,8 +84,7 @@ ID_FRACTIONS = [f"{microsecond * 4096 // 1000:03x}" for microsecond in range(100
 class Quote:
     """One side of a book at one depth: where a trade may print."""
 
-    def __init__(self, book: "Book", side: str, offset: int) -> None:
-        self.ticker = book.ticker
+    def __init__(self, side: str, offset: int) -> None:
         self.side = side  # that trades on it
         self.offset = offset  # cents above the bid of a full book
         self.price_json = ""  # ticker, price and the key of the volume
@@ -117,7 +116,7 @@ class Book:
         """Return the book's quotes, linked to those that may follow them."""
         spread = self.listing.spread
         widths = [(multiple - 1) * spread // 2 for multiple in SPREADS]  # cents further out than in a full book
-        depths = [(Quote(self, "buy", spread + width), Quote(self, "sell", -width)) for width in widths]
+        depths = [(Quote("buy", spread + width), Quote("sell", -width)) for width in widths]
         for depth, next_depth in zip(depths, depths[1:] + depths[:1], strict=True):
             for side, quote in enumerate(depth):
                 quote.opposite = depth[1 - side]
@@ -247,7 +246,7 @@ class TradeProvider(BaseProvider):
                 f"{id_head}{id_fraction}{id_middle}{id_tail}{quote.price_json}{quote.volume_json[level]}"
                 f"{second}{stamp_end}"
             )
-            messages.append((quote.ticker, json))
+            messages.append((book.ticker, json))
         self._moment = moment + len(messages) - 1
         self._id_moment = id_moment + len(messages) - 1
         return messages

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,24 @@ def insert(database: Database, rows: Iterable[Row]) -> None:
             execute_values(cursor, "INSERT INTO trades VALUES %s", list(rows))
     finally:
         connection.close()
+
+
+@contextmanager
+def trades_arriving(database: Database, market: Market, rate: float) -> Iterator[None]:
+    """Store so many trades a second meanwhile."""
+    over = threading.Event()
+
+    def store() -> None:
+        while not over.wait(1 / rate):
+            insert(database, [market.trade(utc_now())])
+
+    thread = threading.Thread(target=store)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
