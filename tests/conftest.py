@@ -90,7 +90,7 @@ def topic() -> str:
 def environment(broker: Kafka, database: Database, topic: str) -> dict[str, str]:
     """The environment of a script that uses this test's broker, topic, group and database."""
     own = environment_of(broker.bootstrap_servers, database.url, topic, f"group-{topic}")
-    # The embedded broker answers a fetch only when its wait is over. Short ones make the suite a minute shorter; they
+    # The embedded broker answers a fetch only when its wait is over. Short ones make the suite shorter; they
     # are no default, because with tens of thousands of requests in a topic that broker then finds nothing in time.
     return own | ({} if broker.keeps_topics else {"KAFKA_FETCH_WAIT_MAX_MS": "10"})
 

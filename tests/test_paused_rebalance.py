@@ -9,7 +9,7 @@ from pipeline.trade import Trade, encode
 from tests.conftest import RunScript
 from tests.services import Database, Kafka, eventually
 
-TRADES_A_PARTITION = 30_000  # more than one consumer holds before it pauses
+TRADES_A_PARTITION = 60_000  # a consumer with two partitions holds 80,000 trades, and pauses
 PARTITIONS = 3
 
 
