@@ -17,7 +17,7 @@ What is guaranteed, on the lines marked [n]:
 """
 
 # isort: off
-from pipeline.stop import stop_requested  # first: from here on Ctrl-C is an orderly end
+from pipeline.command import stop_requested  # first: from here on Ctrl-C is an orderly end
 # isort: on
 
 import argparse
@@ -36,14 +36,14 @@ from typing import Any
 import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline.database import Stored, TradesTable, first_line, prepare_table
-from pipeline.dead_letters import TOPIC_CONFIG, DeadLetters
+from pipeline.consumer.table import Stored, TradesTable, first_line, prepare_table
+from pipeline.consumer.dead_letters import TOPIC_CONFIG, DeadLetters
 from pipeline.metrics import ConsumerMetrics, MetricsError, add_option
 from pipeline.outage import Outage
-from pipeline.progress import Progress
+from pipeline.consumer.progress import Progress
 from pipeline.settings import Settings, SettingsError, read_settings
-from pipeline.starting_offsets import StartingOffsets
-from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
+from pipeline.consumer.starting_offsets import StartingOffsets
+from pipeline.kafka import BrokerError, ensure_topic, wait_for_broker
 from pipeline.trade import InvalidTrade, copy_lines
 
 BATCH_SIZE = 40_000  # trades; more costs memory and gains no speed
@@ -56,7 +56,7 @@ SECONDS_TO_STOP = 7.0  # that a stop waits for them
 
 KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.auto.commit": False,
-    # Where a group starts is decided in pipeline/starting_offsets.py. This is for a position that the topic no
+    # Where a group starts is decided in pipeline/consumer/starting_offsets.py. This is for a position that the topic no
     # longer has (deleted by retention): go on with the oldest trade left, rather than skip what is there.
     "auto.offset.reset": "earliest",
     "session.timeout.ms": 6000,  # a killed consumer's partitions move on after this

@@ -4,7 +4,7 @@
 
 It reads the database that DATABASE_URL names and never writes to it. However many browsers look at it, the database
 is asked once per interval. This file tells what is on the screen from top to bottom; the figures come from
-pipeline/snapshot.py and pipeline/session.py, the pictures from pipeline/charts.py.
+pipeline/dashboard/snapshot.py and pipeline/dashboard/candles.py, the pictures from pipeline/dashboard/charts.py.
 """
 
 import re
@@ -16,11 +16,11 @@ import streamlit as st
 from streamlit.components import v2
 from streamlit.delta_generator import DeltaGenerator as Place
 
-from pipeline.charts import BUY, BUY_DARK, SELL, SELL_DARK, WEB, candle_chart, live_chart, price_chart, volume_chart
-from pipeline.feed import Feed, read_only_engine, read_snapshot
-from pipeline.session import Session, candles_of, read_session
+from pipeline.dashboard.charts import BUY, BUY_DARK, SELL, SELL_DARK, WEB, candle_chart, live_chart, price_chart, volume_chart
+from pipeline.dashboard.feed import Feed, read_only_engine, read_snapshot
+from pipeline.dashboard.candles import Session, candles_of, read_session
 from pipeline.settings import SettingsError, read_settings
-from pipeline.snapshot import (
+from pipeline.dashboard.snapshot import (
     DOWN,
     EMPTY,
     Figures,

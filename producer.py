@@ -13,7 +13,7 @@ What is guaranteed, on the lines marked [n]:
 """
 
 # isort: off
-from pipeline.stop import stop_requested  # first: from here on Ctrl-C is an orderly end
+from pipeline.command import stop_requested  # first: from here on Ctrl-C is an orderly end
 # isort: on
 
 import argparse
@@ -29,12 +29,12 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from faker import Faker
 
-from pipeline.market import TradeProvider
+from pipeline.producer.market import TradeProvider
 from pipeline.metrics import MetricsError, ProducerMetrics, add_option
 from pipeline.outage import Outage
-from pipeline.pace import Pace
+from pipeline.producer.pace import Pace
 from pipeline.settings import Settings, SettingsError, read_settings
-from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
+from pipeline.kafka import BrokerError, ensure_topic, wait_for_broker
 from pipeline.trade import decode, describe
 
 READABLE_RATE = 20  # trades/s up to which each is printed

@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--kafka", choices=BROKERS, default=default_broker())
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # pipeline.stop, imported above, took them
+        signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
     try:
         rows, latencies, transactions = measure(options)
     except KeyboardInterrupt:

@@ -178,7 +178,7 @@ def main() -> int:
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="use this broker instead")
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # pipeline.stop, imported above, took them
+        signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
     title = options.bootstrap or BROKERS[options.kafka].title
     print(
         f"{title}, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"

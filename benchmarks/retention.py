@@ -1,4 +1,4 @@
-"""What pruning costs those who write and read meanwhile: `python -m pipeline.retention` on a table of 20 million rows.
+"""What pruning costs those who write and read meanwhile: `python -m pipeline.maintenance.retention` on a table of 20 million rows.
 
     python -m benchmarks.retention
     python -m benchmarks.retention --rows 2000000 --rounds 1 --seconds 3
@@ -25,8 +25,8 @@ from uuid import uuid4
 import psycopg2
 
 from benchmarks.sink import processor
-from pipeline.database import TradesTable
-from pipeline.feed import LATEST_TRADES
+from pipeline.consumer.table import TradesTable
+from pipeline.dashboard.feed import LATEST_TRADES
 from pipeline.trade import Trade, copy_lines, encode
 from tests.services import Database, Postgres, Script
 
@@ -95,7 +95,7 @@ def load_beside_pruning(database: Database, seconds: float) -> tuple[Times, floa
     """Do the same beside the real process; return also the trades that it pruned per second."""
     began = time.monotonic()
     variables = {"DATABASE_URL": database.url, "TRADES_RETENTION": "10d"}
-    script = Script(["-m", "pipeline.retention"], dict(os.environ) | variables)
+    script = Script(["-m", "pipeline.maintenance.retention"], dict(os.environ) | variables)
     try:
         times = load(database, seconds)
         assert script.stop() == 0, script.stderr
@@ -166,7 +166,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=5, help="of each half of a round")
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # pipeline.stop, imported above, took them
+        signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
     try:
         times, rates = measure(options)
     except KeyboardInterrupt:

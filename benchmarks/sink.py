@@ -418,7 +418,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run; Ctrl-C ends every process."""
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # pipeline.stop, imported above, took them
+        signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
     try:
         run(arguments())
     except KeyboardInterrupt:

@@ -1,1 +1,1 @@
-"""What the three scripts share: the trade, the settings, the market, the way to Kafka and PostgreSQL."""
+"""The hall: what the scripts share. Each script has a room of its own in here, named after it."""

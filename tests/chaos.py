@@ -435,7 +435,7 @@ def main() -> int:
     parser.add_argument("--kafka", choices=("apache", "embedded"), default=default)
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # pipeline.stop, imported above, took them
+        signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
     try:
         with (ApacheKafka if options.kafka == "apache" else EmbeddedKafka)() as broker, Postgres() as postgres:
             print(f"Seed {options.seed}, {broker.title}, PostgreSQL 18.6", flush=True)

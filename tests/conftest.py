@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # pipeline.stop, imported above, took the signals for a script's orderly end; here they end the suite.
+    # pipeline.command, imported above, took the signals for a script's orderly end; here they end the suite.
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)
     if config.getoption("--kafka") == "apache" and (missing := missing_for_apache()):

@@ -19,7 +19,7 @@ import psycopg2
 import pytest
 
 from local_stack import Address, database_command
-from pipeline.database import table_problem
+from pipeline.consumer.table import table_problem
 from pipeline.settings import DEFAULT_DATABASE_URL, read_settings
 from tests.conftest import RunScript
 from tests.containers import (
@@ -171,7 +171,7 @@ def test_the_init_folder_makes_the_table(postgres: Postgres) -> None:
             done = run_postgres_program([*in_container, f"--dbname={name}"], database.url, path.read_text())
             assert done.returncode == 0, done.stdout
     with closing(psycopg2.connect(database.url)) as connection:
-        connection.cursor().execute((ROOT / "sql" / "session" / "incoming.sql").read_text())
+        connection.cursor().execute((ROOT / "sql" / "temporary" / "incoming.sql").read_text())
         connection.commit()
         assert table_problem(connection) is None
     postgres.drop_database(database)

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from pipeline.database import SQL_FOLDER, execute_file
+from pipeline.consumer.table import SQL_FOLDER, execute_file
 from pipeline.trade import COLUMNS, MAX_PRICE, MAX_TICKER_LENGTH, MAX_VOLUME, Trade, copy_lines, decode, encode
 from tests.services import Database
 
@@ -27,7 +27,7 @@ CONTRACT = {
 def columns(database: Database, table: str) -> dict[str, str]:
     """Name and type of a table's columns, in their order, as PostgreSQL understood them."""
     with closing(database.connect()) as connection:
-        execute_file(connection, SQL_FOLDER / "session" / "incoming.sql")
+        execute_file(connection, SQL_FOLDER / "temporary" / "incoming.sql")
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "

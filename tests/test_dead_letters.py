@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from confluent_kafka import KafkaException
 
-from pipeline.dead_letters import MAX_REASON_LENGTH, DeadLetters, reasons
+from pipeline.consumer.dead_letters import MAX_REASON_LENGTH, DeadLetters, reasons
 from pipeline.settings import read_settings
 from pipeline.trade import InvalidTrade
 from tests.services import Kafka, eventually

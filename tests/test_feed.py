@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.feed import UNREACHABLE, Feed, query, read_only_engine, read_snapshot
-from pipeline.snapshot import Snapshot, as_trades
+from pipeline.dashboard.feed import UNREACHABLE, Feed, query, read_only_engine, read_snapshot
+from pipeline.dashboard.snapshot import Snapshot, as_trades
 from tests.live_page import Market, insert
 from tests.services import Database, Postgres, free_port
 

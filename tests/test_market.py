@@ -17,7 +17,7 @@ import pytest
 from faker import Faker
 from numpy.typing import NDArray
 
-from pipeline.market import LISTINGS, LOT, SPREADS, TradeProvider
+from pipeline.producer.market import LISTINGS, LOT, SPREADS, TradeProvider
 from pipeline.trade import Trade, decode, encode
 
 SEEDS = (1, 2, 3, 4, 5)

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from pipeline.pace import Pace
+from pipeline.producer.pace import Pace
 
 
 def run(rate: float, seconds: float, stall: tuple[float, float] = (-1, 0)) -> list[tuple[float, int]]:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from psycopg2.extensions import connection as Connection
 
-from pipeline.database import TradesTable
-from pipeline.retention import BATCH_SIZE, DELETE_OLDEST, prune
+from pipeline.consumer.table import TradesTable
+from pipeline.maintenance.retention import BATCH_SIZE, DELETE_OLDEST, prune
 from pipeline.trade import copy_lines
 from tests.conftest import RunScript
 from tests.messages import trade
@@ -83,7 +83,7 @@ def test_inserts_and_the_page_go_on_beside_an_open_deletion(database: Database) 
 def test_one_pass_for_cron(database: Database, run_script: RunScript) -> None:
     fill(database, 1200, age=3 * HOUR)
     fill(database, 5, age=HOUR)
-    script = run_script("-m", "pipeline.retention", "--once", TRADES_RETENTION="2h")
+    script = run_script("-m", "pipeline.maintenance.retention", "--once", TRADES_RETENTION="2h")
     assert script.wait() == 0
     assert script.stdout == "Retention stopped: 1,200 trades deleted."
     assert database.count() == 5
@@ -91,7 +91,7 @@ def test_one_pass_for_cron(database: Database, run_script: RunScript) -> None:
 
 def test_it_goes_on_until_it_is_stopped(database: Database, run_script: RunScript) -> None:
     fill(database, 1200, age=3 * HOUR)
-    script = run_script("-m", "pipeline.retention", TRADES_RETENTION="120m")
+    script = run_script("-m", "pipeline.maintenance.retention", TRADES_RETENTION="120m")
     assert script.wait_for_line("🧹") == "🧹 1,200 trades older than 2:00:00 deleted"
     assert script.stop() == 0
     assert script.stdout.splitlines()[-1] == "Retention stopped: 1,200 trades deleted."
@@ -103,7 +103,7 @@ def test_an_outage_is_waited_for(own_postgres: Postgres, run_script: RunScript) 
     fill(database, 1200, age=3 * HOUR)
     with closing(database.connect()) as connection:
         connection.cursor().execute("LOCK TABLE trades IN EXCLUSIVE MODE")
-        script = run_script("-m", "pipeline.retention", DATABASE_URL=own_postgres.url, TRADES_RETENTION="2h")
+        script = run_script("-m", "pipeline.maintenance.retention", DATABASE_URL=own_postgres.url, TRADES_RETENTION="2h")
         eventually(lambda: database.query("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
         own_postgres.kill()
     script.wait_for_line("⚠️  PostgreSQL")
@@ -121,7 +121,7 @@ def test_what_the_user_got_wrong_is_one_line(
     database: Database, run_script: RunScript, retention: str, said: str
 ) -> None:
     fill(database, 1, age=3 * HOUR)
-    script = run_script("-m", "pipeline.retention", TRADES_RETENTION=retention)
+    script = run_script("-m", "pipeline.maintenance.retention", TRADES_RETENTION=retention)
     assert script.wait() == 2
     assert said in script.stderr
     assert len(script.stderr_lines) == 1

@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from pipeline.database import SQL_FOLDER
-from pipeline.feed import read_only_engine, read_snapshot
-from pipeline.session import Session, read_session
-from pipeline.snapshot import Snapshot, as_trades
+from pipeline.consumer.table import SQL_FOLDER
+from pipeline.dashboard.feed import read_only_engine, read_snapshot
+from pipeline.dashboard.candles import Session, read_session
+from pipeline.dashboard.snapshot import Snapshot, as_trades
 from tests.conftest import RunScript
 from tests.messages import trade
 from tests.services import PASSWORD, Database, Kafka, Postgres, eventually
@@ -109,6 +109,6 @@ def test_the_page_works_as_the_reader(database: Database, login: Login) -> None:
 def test_retention_works_as_the_pruner(database: Database, run_script: RunScript, login: Login) -> None:
     database.query("INSERT INTO trades VALUES ('1', 'AAPL', 1.5, 10, 'buy', '2026-01-31 08:30')")
     variables = {"DATABASE_URL": login("trades_pruner").url, "TRADES_RETENTION": "30d"}
-    script = run_script("-m", "pipeline.retention", "--once", **variables)
+    script = run_script("-m", "pipeline.maintenance.retention", "--once", **variables)
     assert script.wait() == 0, script.stderr
     assert database.count() == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.snapshot import (
+from pipeline.dashboard.snapshot import (
     DOWN,
     EMPTY,
     LIVE,

@@ -7,7 +7,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from pipeline.settings import read_settings
-from pipeline.starting_offsets import StartingOffsets
+from pipeline.consumer.starting_offsets import StartingOffsets
 from tests.messages import trade
 from tests.services import Kafka
 

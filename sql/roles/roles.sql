@@ -14,11 +14,11 @@ BEGIN
         EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', name);
         EXECUTE format('REVOKE ALL ON trades FROM %I', name);
     END LOOP;
-    -- consumer.py and pipeline.retention compare the table with a temporary one (sql/session/), and the consumer
+    -- consumer.py and pipeline.maintenance.retention compare the table with a temporary one (sql/temporary/), and the consumer
     -- keeps redelivered trades there while it looks which are new.
     EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO trades_writer, trades_pruner', current_database());
 END $$;
 
 GRANT INSERT ON trades TO trades_writer;          -- consumer.py
 GRANT SELECT ON trades TO trades_reader;          -- dashboard.py
-GRANT SELECT, DELETE ON trades TO trades_pruner;  -- python -m pipeline.retention
+GRANT SELECT, DELETE ON trades TO trades_pruner;  -- python -m pipeline.maintenance.retention

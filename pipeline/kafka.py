@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic
 
 from pipeline.settings import Settings
-from pipeline.stop import stop_requested
+from pipeline.command import stop_requested
 
 # Waiting does not mend these: the user has to.
 _REFUSALS = {

@@ -1,7 +1,7 @@
 """Delete the trades that are older than TRADES_RETENTION, a few at a time, oldest first.
 
-    TRADES_RETENTION=30d python -m pipeline.retention          # for ever, a pass a minute
-    TRADES_RETENTION=30d python -m pipeline.retention --once   # one pass, for cron
+    TRADES_RETENTION=30d python -m pipeline.maintenance.retention          # for ever, a pass a minute
+    TRADES_RETENTION=30d python -m pipeline.maintenance.retention --once   # one pass, for cron
 
 Each statement deletes at most a thousand trades, which it finds at the old end of the index on timestamp, and rests as
 long as it took: inserts and the page go on beside it. It starts each time where the last one ended, because what is
@@ -10,7 +10,7 @@ files stop growing, they do not shrink.
 """
 
 # isort: off
-from pipeline.stop import stop_requested, wait_for_stop  # first: from here on Ctrl-C is an orderly end
+from pipeline.command import stop_requested, wait_for_stop  # first: from here on Ctrl-C is an orderly end
 # isort: on
 
 import argparse
@@ -24,7 +24,7 @@ from datetime import timedelta
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from pipeline.database import connect, first_line, prepare_table
+from pipeline.consumer.table import connect, first_line, prepare_table
 from pipeline.outage import Outage
 from pipeline.settings import SettingsError, read_settings
 
@@ -95,7 +95,7 @@ def prune_for_ever(database_url: str, retention: timedelta) -> int:
 def arguments() -> argparse.Namespace:
     """Read the command line; what is wrong with it is one line, exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.retention",
+        prog="python -m pipeline.maintenance.retention",
         usage=argparse.SUPPRESS,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,7 +116,7 @@ def main() -> int:
         work = prune_gently if options.once else prune_for_ever
         total = 0 if stop_requested() else work(settings.database_url, settings.retention)
     except (SettingsError, psycopg2.Error) as error:
-        print(f"pipeline.retention: {first_line(error)}", file=sys.stderr)
+        print(f"pipeline.maintenance.retention: {first_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
     print(f"Retention stopped: {total:,} trades deleted.")
     return 0

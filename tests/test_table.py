@@ -7,7 +7,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from pipeline.database import SQL_FOLDER, TableError, TradesTable, apply_sql, connect, table_problem
+from pipeline.consumer.table import SQL_FOLDER, TableError, TradesTable, apply_sql, connect, table_problem
 from pipeline.trade import copy_lines
 from tests.messages import expected_row, mutations, trade
 from tests.services import Database, Postgres
@@ -107,7 +107,7 @@ def test_an_altered_table_is_named(database: Database, alteration: str, problem:
     database.query(alteration)
     table = TradesTable(database.url)
     connection = connect(database.url)
-    connection.cursor().execute((SQL_FOLDER / "session" / "incoming.sql").read_text())
+    connection.cursor().execute((SQL_FOLDER / "temporary" / "incoming.sql").read_text())
     connection.commit()
     found = table_problem(connection)
     connection.close()

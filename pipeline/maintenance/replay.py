@@ -1,10 +1,10 @@
 """List the dead letters of KAFKA_TOPIC and, once their cause is mended, send them back to it.
 
-    python -m pipeline.dead_letters                          # each one's place, reason and first bytes; then counts
-    python -m pipeline.dead_letters --reason "two decimals"  # those whose reason has this in it
-    python -m pipeline.dead_letters --replay 0:17 2:4        # send these back: partition:offset, as listed
-    python -m pipeline.dead_letters --replay --reason "two decimals"
-    python -m pipeline.dead_letters --replay --all
+    python -m pipeline.maintenance.replay                          # each one's place, reason and first bytes; then counts
+    python -m pipeline.maintenance.replay --reason "two decimals"  # those whose reason has this in it
+    python -m pipeline.maintenance.replay --replay 0:17 2:4        # send these back: partition:offset, as listed
+    python -m pipeline.maintenance.replay --replay --reason "two decimals"
+    python -m pipeline.maintenance.replay --replay --all
 
 A replayed message has the key and the value that it came with; one that is no trade still becomes a dead letter again.
 It leaves a mark in the dead-letter topic, in the partition of its letter and thus as long-lived, and both are written
@@ -25,10 +25,10 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pipeline.dead_letters import REASON_PREFIX, reasons
+from pipeline.consumer.dead_letters import REASON_PREFIX, reasons
 from pipeline.settings import Settings, SettingsError, read_settings
-from pipeline.stop import stop_requested
-from pipeline.topics import BrokerError, wait_for_broker
+from pipeline.command import stop_requested
+from pipeline.kafka import BrokerError, wait_for_broker
 
 MARK = "__replay.of"  # header of a mark: the place of the letter that was replayed
 TRANSACTION_SIZE = 100  # letters; what is traded meanwhile waits for the end of one
@@ -176,7 +176,7 @@ def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
 def arguments() -> argparse.Namespace:
     """Read the command line; what is wrong with it is one line, exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.dead_letters",
+        prog="python -m pipeline.maintenance.replay",
         usage=argparse.SUPPRESS,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -209,8 +209,8 @@ def main() -> int:
             show(filter(chosen, unreplayed(settings)))
     except (SettingsError, BrokerError, KafkaException) as error:
         text = error.args[0].str() if isinstance(error, KafkaException) else error
-        print(f"pipeline.dead_letters: {text}", file=sys.stderr)
+        print(f"pipeline.maintenance.replay: {text}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    except BrokenPipeError:  # as in `python -m pipeline.dead_letters | head`
+    except BrokenPipeError:  # as in `python -m pipeline.maintenance.replay | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.feed import problem, query
+from pipeline.dashboard.feed import problem, query
 
 CHUNK = 40_000  # trades
 SESSION_GAP = timedelta(hours=1)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka import KafkaException, Producer
 
-from pipeline.dead_letters import DeadLetters
-from pipeline.replay import MARK, Replay, unreplayed
+from pipeline.consumer.dead_letters import DeadLetters
+from pipeline.maintenance.replay import MARK, Replay, unreplayed
 from pipeline.settings import read_settings
 from pipeline.trade import InvalidTrade
 from tests.conftest import RunScript
@@ -48,7 +48,7 @@ def command(run_script: RunScript) -> Command:
     """Run the command to its end; return what it printed."""
 
     def run(*words: str) -> str:
-        script = run_script("-m", "pipeline.dead_letters", *words)
+        script = run_script("-m", "pipeline.maintenance.replay", *words)
         assert script.wait() == 0, script.stderr
         assert not script.stderr
         return script.stdout
@@ -149,14 +149,14 @@ def test_without_a_dead_letter_topic_there_are_none(broker: Kafka, command: Comm
 def test_what_the_user_got_wrong_is_one_line(
     run_script: RunScript, words: list[str], variables: dict[str, str], exit_code: int, said: str
 ) -> None:
-    script = run_script("-m", "pipeline.dead_letters", *words, **variables)
+    script = run_script("-m", "pipeline.maintenance.replay", *words, **variables)
     assert script.wait() == exit_code
     assert said in script.stderr
     assert len(script.stderr_lines) == 1
 
 
 def test_a_stop_while_it_waits_for_the_broker(run_script: RunScript) -> None:
-    script = run_script("-m", "pipeline.dead_letters", "--replay", "--all", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    script = run_script("-m", "pipeline.maintenance.replay", "--replay", "--all", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     script.wait_for_line("⏳ Waiting for Kafka")
     assert script.stop() == 0
     assert script.stdout == "Stopped before it started."

@@ -11,7 +11,7 @@ from psycopg2.extensions import parse_dsn
 from sqlalchemy import Engine, TextClause, create_engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pipeline.snapshot import WINDOW, Snapshot, as_trades
+from pipeline.dashboard.snapshot import WINDOW, Snapshot, as_trades
 from pipeline.trade import COLUMNS
 
 PATIENCE = 0.3  # seconds a tick waits for an answer; Streamlit fades what is older than half a second

@@ -13,10 +13,10 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from pipeline.settings import SettingsError
-from pipeline.stop import stop_requested, wait_for_stop
+from pipeline.command import stop_requested, wait_for_stop
 from pipeline.trade import COLUMNS
 
-SQL_FOLDER = Path(__file__).parent.parent / "sql"
+SQL_FOLDER = Path(__file__).parent.parent.parent / "sql"
 _COLUMNS = ", ".join(COLUMNS)
 
 # PostgreSQL refuses a row with these (SQLSTATE 22…, 23…, and RAISE in a trigger); anything else is no row's fault.
@@ -56,7 +56,7 @@ class TradesTable:
         """
         if self._connection is None:
             self._connection = connect(self._url)
-            execute_file(self._connection, SQL_FOLDER / "session" / "incoming.sql")
+            execute_file(self._connection, SQL_FOLDER / "temporary" / "incoming.sql")
             self._connection.autocommit = True  # a COPY alone is a transaction, and needs no BEGIN and COMMIT
         try:
             return self._store_as_usual(self._connection, lines)
@@ -147,7 +147,7 @@ def prepare_table(database_url: str) -> None:
     if connection is None:
         return
     try:
-        execute_file(connection, SQL_FOLDER / "session" / "incoming.sql")
+        execute_file(connection, SQL_FOLDER / "temporary" / "incoming.sql")
         if table_problem(connection) == TABLE_MISSING:
             apply_sql(connection)
         if problem := table_problem(connection):

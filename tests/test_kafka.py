@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from pipeline.settings import Settings, read_settings
-from pipeline.topics import BrokerError, ensure_topic, wait_for_broker
+from pipeline.kafka import BrokerError, ensure_topic, wait_for_broker
 from tests.services import ApacheKafka, Kafka, eventually, free_port
 
 

@@ -5,7 +5,7 @@ import time
 
 from confluent_kafka import Consumer, Message
 
-from pipeline.database import Stored, first_line
+from pipeline.consumer.table import Stored, first_line
 from pipeline.metrics import ConsumerMetrics
 from pipeline.trade import decode, describe
 

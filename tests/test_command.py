@@ -9,7 +9,7 @@ import pytest
 from tests.services import ROOT
 
 LOOP = """
-from pipeline.stop import stop_requested, wait_for_stop
+from pipeline.command import stop_requested, wait_for_stop
 print("ready", flush=True)
 while not wait_for_stop(30):
     pass

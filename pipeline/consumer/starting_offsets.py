@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.settings import Settings
-from pipeline.stop import stop_requested
+from pipeline.command import stop_requested
 
 SECONDS_TO_ANSWER = 5.0
 _JOINED = "joined="

@@ -1,10 +1,10 @@
 """The dead-letter topic: what is not a trade is kept there as it came, with the reason in its headers.
 
-The way back, `python -m pipeline.dead_letters`, is in pipeline/replay.py.
+The way back, `python -m pipeline.maintenance.replay`, is in pipeline/maintenance/replay.py.
 """
 
 # isort: off
-import pipeline.stop  # noqa: F401 — first: from here on Ctrl-C is an orderly end
+import pipeline.command  # noqa: F401 — first: from here on Ctrl-C is an orderly end
 # isort: on
 
 import sys
@@ -91,6 +91,6 @@ def reasons(message: Message) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from pipeline.replay import main
+    from pipeline.maintenance.replay import main
 
     sys.exit(main())

@@ -1,7 +1,7 @@
 // Keeps one Plotly chart and brings it up to date in place: zoom, pan, legend choices and hover stay as they are.
 // Streamlit calls this once a tick with the new figure; `parentElement` lives as long as the chart is on the page.
 
-const LIBRARY = "component/pipeline.charts.plotly/plotly.min.js"; // 4.8 MB, loaded once and shared by all charts
+const LIBRARY = "component/pipeline.dashboard.charts.plotly/plotly.min.js"; // 4.8 MB, loaded once and shared by all charts
 const CONFIG = {
   responsive: true,
   displaylogo: false,

@@ -13,8 +13,8 @@ from zlib import crc32
 
 from streamlit.components import v1, v2
 
-from pipeline.session import Candle
-from pipeline.snapshot import Figures
+from pipeline.dashboard.candles import Candle
+from pipeline.dashboard.snapshot import Figures
 
 Figure = dict[str, Any]  # what Plotly.js takes: {"data": [...], "layout": {...}}
 

@@ -1,6 +1,6 @@
 """Takes the pictures of README.md in a real browser: the running page in each of its states, and the market.
 
-    python -m images.take_screenshots
+    python -m tests.screenshots
 
 It starts a PostgreSQL and a dashboard of its own, and needs Chromium (apt-get install chromium).
 """
@@ -19,11 +19,11 @@ from faker import Faker
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from pipeline.market import TradeProvider
+from pipeline.producer.market import TradeProvider
 from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, chromium, dashboard, insert, trades_arriving
 from tests.services import Database, Postgres
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent.parent / "images"
 HISTORY = timedelta(minutes=40)
 TRADES_PER_SECOND = 6
 

@@ -1,0 +1,1 @@
+"""Commands for an operator: replay dead letters, delete old trades."""

@@ -1,0 +1,1 @@
+"""What producer.py is made of: what prices do, how fast they go out."""
