@@ -16,14 +16,14 @@ What is guaranteed, on the lines marked [n]:
   [4] a fault of the environment stops consumption, not the consumer: the batch is kept, the place in the group too.
 """
 
-# isort: off
-from pipeline.command import stop_requested  # first: from here on Ctrl-C is an orderly end
-# isort: on
+from pipeline.command import parser, run, stop_requested, take_signals
+
+if __name__ == "__main__":
+    take_signals()  # before the slower imports, during which Ctrl-C ends a script in order, too
 
 import argparse
 import gc
 import logging
-import os
 import sys
 import threading
 import time
@@ -36,15 +36,18 @@ from typing import Any
 import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline.consumer.table import Stored, TradesTable, first_line, prepare_table
+from pipeline.command import first_line
 from pipeline.consumer.dead_letters import TOPIC_CONFIG, DeadLetters
-from pipeline.metrics import ConsumerMetrics, MetricsError, add_option
-from pipeline.outage import Outage
 from pipeline.consumer.progress import Progress
-from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.consumer.starting_offsets import StartingOffsets
-from pipeline.kafka import BrokerError, ensure_topic, wait_for_broker
+from pipeline.consumer.table import Stored, TradesTable
+from pipeline.kafka import client, ensure_topic
+from pipeline.metrics import ConsumerMetrics, add_option
+from pipeline.outage import Outage
+from pipeline.postgres import prepare_table
+from pipeline.settings import Settings
 from pipeline.trade import InvalidTrade, copy_lines
+from pipeline.user_error import UserError
 
 BATCH_SIZE = 40_000  # trades; more costs memory and gains no speed
 CHUNK_SIZE = 1_000  # trades decoded between two looks at the writer
@@ -106,11 +109,12 @@ class TradeConsumer:
         self.kafka_outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self.database_outage = Outage("PostgreSQL")
         self.metrics = ConsumerMetrics(database_up=lambda: not self.database_outage.ongoing)
-        self.consumer = Consumer(
+        self.consumer = client(
+            Consumer,
             KAFKA_DEFAULTS
             | settings.kafka
             | {"group.id": settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
-            | {"stats_cb": self.metrics.on_statistics}
+            | {"stats_cb": self.metrics.on_statistics},
         )
         self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
         self.dead_letters = DeadLetters(settings)
@@ -314,54 +318,39 @@ class TradeConsumer:
         print(f"Consumer stopped: {self.progress.summary()}.", flush=True)
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    summary, _, text = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+def options() -> argparse.ArgumentParser:
+    """Return the command line's options."""
+    known = parser(__doc__)
+    known.add_argument(
         "--from-beginning",
         action="store_true",
         help="read the topic from its oldest trade; stored ones are not doubled",
     )
-    add_option(parser)
-    return parser.parse_args()
+    add_option(known)
+    return known
 
 
-def main() -> int:
-    """Run the consumer; return its exit code."""
-    options = arguments()
-    try:
-        settings = read_settings()
-        logging.basicConfig(level=settings.log_level, format="%(message)s")
-        wait_for_broker(settings, patience=None)
-        prepare_table(settings.database_url)
-        if stop_requested():
-            print("Consumer stopped before it started.")
-            return 0
-        ensure_topic(settings, settings.topic)
-        ensure_topic(settings, settings.dead_letter_topic, **TOPIC_CONFIG)
-        consumer = TradeConsumer(settings, options.from_beginning)
-        consumer.metrics.serve(options.metrics_port)
-    except (SettingsError, BrokerError, MetricsError, psycopg2.Error) as error:
-        print(f"consumer.py: {first_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+def main(options: argparse.Namespace, settings: Settings) -> None:
+    """Run the consumer."""
+    ensure_topic(settings, settings.topic, None)
+    ensure_topic(settings, settings.dead_letter_topic, None, **TOPIC_CONFIG)
+    prepare_table(settings.database_url)
+    if stop_requested():
+        print("Consumer stopped before it started.")
+        return
+    consumer = TradeConsumer(settings, options.from_beginning)
+    consumer.metrics.serve(options.metrics_port)
     # The collector would look through all messages in flight again and again for cycles that are not there.
     gc.set_threshold(500_000)
     # Between two batches the writer needs the interpreter for microseconds, while PostgreSQL waits.
     sys.setswitchinterval(0.0005)  # seconds that it may take to get it; 5 ms by default
     try:
         consumer.run()
-    except BrokenPipeError:  # as in `python consumer.py | head`: whoever read the lines has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KafkaException as exception:  # a fatal one, raised by on_error
-        print(f"consumer.py: Kafka ended this consumer: {exception.args[0].str()}", file=sys.stderr)
-        return 1
+        raise UserError(f"Kafka ended this consumer: {exception.args[0].str()}") from None
     finally:
         consumer.close()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(options(), main))

@@ -16,10 +16,19 @@ import streamlit as st
 from streamlit.components import v2
 from streamlit.delta_generator import DeltaGenerator as Place
 
-from pipeline.dashboard.charts import BUY, BUY_DARK, SELL, SELL_DARK, WEB, candle_chart, live_chart, price_chart, volume_chart
-from pipeline.dashboard.feed import Feed, read_only_engine, read_snapshot
 from pipeline.dashboard.candles import Session, candles_of, read_session
-from pipeline.settings import SettingsError, read_settings
+from pipeline.dashboard.charts import (
+    BUY,
+    BUY_DARK,
+    SELL,
+    SELL_DARK,
+    WEB,
+    candle_chart,
+    live_chart,
+    price_chart,
+    volume_chart,
+)
+from pipeline.dashboard.feed import Feed, read_only_engine, read_snapshot
 from pipeline.dashboard.snapshot import (
     DOWN,
     EMPTY,
@@ -32,6 +41,8 @@ from pipeline.dashboard.snapshot import (
     state,
     trades_per_second,
 )
+from pipeline.settings import read_settings
+from pipeline.user_error import UsageError
 
 INTERVALS = (1, 2, 5, 10, 30)  # seconds
 DEFAULT_INTERVAL = 2
@@ -47,7 +58,7 @@ def main() -> None:
     st.html(WEB / "page.css")
     try:
         feeds()
-    except SettingsError as error:
+    except UsageError as error:
         st.error(str(error))
         return
     interval, paused = draw_header()

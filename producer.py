@@ -12,14 +12,14 @@ What is guaranteed, on the lines marked [n]:
   [3] only what Kafka has acknowledged is counted as acknowledged.
 """
 
-# isort: off
-from pipeline.command import stop_requested  # first: from here on Ctrl-C is an orderly end
-# isort: on
+from pipeline.command import parser, run, stop_requested, take_signals
+
+if __name__ == "__main__":
+    take_signals()  # before the slower imports, during which Ctrl-C ends a script in order, too
 
 import argparse
 import itertools
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -29,13 +29,14 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from faker import Faker
 
-from pipeline.producer.market import TradeProvider
-from pipeline.metrics import MetricsError, ProducerMetrics, add_option
+from pipeline.kafka import client, ensure_topic
+from pipeline.metrics import ProducerMetrics, add_option
 from pipeline.outage import Outage
+from pipeline.producer.market import TradeProvider
 from pipeline.producer.pace import Pace
-from pipeline.settings import Settings, SettingsError, read_settings
-from pipeline.kafka import BrokerError, ensure_topic, wait_for_broker
+from pipeline.settings import Settings
 from pipeline.trade import decode, describe
+from pipeline.user_error import UserError
 
 READABLE_RATE = 20  # trades/s up to which each is printed
 MAX_RATE = 1e9  # trades/s; more than any broker takes
@@ -65,7 +66,7 @@ class TradeProducer:
     """Sends trades to Kafka at a rate (trades/s) and counts what becomes of them."""
 
     def __init__(self, settings: Settings, rate: float, count: int) -> None:
-        """Connect in the background. Raises `BrokerError` for a setting that cannot be."""
+        """Connect in the background. Raises `UsageError` for a wrong KAFKA_… variable."""
         self.rate = rate
         self.count = count
         self.sent = 0  # trades handed to librdkafka
@@ -84,10 +85,7 @@ class TradeProducer:
             "delivery.report.only.error": rate > READABLE_RATE,  # Python called once a trade would halve the speed
         }
         defaults = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX_RATE else {})
-        try:
-            self._producer = Producer(defaults | settings.kafka | callbacks)
-        except KafkaException as exception:
-            raise BrokerError(f"a KAFKA_… variable is not right: {exception.args[0].str()}") from None
+        self._producer = client(Producer, defaults | settings.kafka | callbacks)
 
     @property
     def in_flight(self) -> int:
@@ -219,16 +217,14 @@ def read_count(text: str) -> int:
     return int(text)
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line; what is wrong with it is one line, exit code 2."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
-    parser.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
-    add_option(parser)
-    return parser.parse_args()
+def options() -> argparse.ArgumentParser:
+    """Return the command line's options; a wrong one is one line, exit code 2."""
+    known = parser(__doc__)
+    known.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
+    known.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
+    known.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
+    add_option(known)
+    return known
 
 
 def open_market(seed: int | None, rate: float) -> Tape:
@@ -241,34 +237,23 @@ def open_market(seed: int | None, rate: float) -> Tape:
     return TradeProvider(fake, market_clock=itertools.count(0, step).__next__).trade_messages
 
 
-def main() -> int:
-    """Run the producer; return its exit code."""
-    options = arguments()
-    try:
-        settings = read_settings()
-        logging.basicConfig(level=settings.log_level, format="%(message)s")
-        wait_for_broker(settings, SECONDS_FOR_BROKER)
-        if stop_requested():
-            print("Producer stopped before it started.")
-            return 0
-        ensure_topic(settings, settings.topic)
-        producer = TradeProducer(settings, options.rate, options.count)
-        producer.metrics.serve(options.metrics_port)
-    except (SettingsError, BrokerError, MetricsError) as error:
-        print(f"producer.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+def main(options: argparse.Namespace, settings: Settings) -> None:
+    """Run the producer."""
+    ensure_topic(settings, settings.topic, SECONDS_FOR_BROKER)
+    if stop_requested():
+        print("Producer stopped before it started.")
+        return
+    producer = TradeProducer(settings, options.rate, options.count)
+    producer.metrics.serve(options.metrics_port)
     try:
         producer.run(open_market(options.seed, options.rate))
     except KafkaException as exception:
         producer.refusal = exception.args[0]
-    except BrokenPipeError:  # as in `python producer.py | head`: whoever read the lines has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         producer.close()
     if producer.refusal is not None:
-        print(f"producer.py: Kafka takes no more trades: {producer.refusal.str()}", file=sys.stderr)
-    return 0 if producer.refusal is None else 1
+        raise UserError(f"Kafka takes no more trades: {producer.refusal.str()}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(options(), main))

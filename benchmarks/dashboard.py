@@ -22,8 +22,8 @@ from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import ClientConnection, connect
 
-from pipeline.dashboard.feed import LATEST_TRADES, query, read_only_engine
 from pipeline.dashboard.candles import Session, candles_of, read_session
+from pipeline.dashboard.feed import LATEST_TRADES, query, read_only_engine
 from tests.live_page import Market, dashboard, insert, trades_arriving
 from tests.services import Database, Postgres
 

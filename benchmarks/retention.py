@@ -1,4 +1,4 @@
-"""What pruning costs those who write and read meanwhile: `python -m pipeline.maintenance.retention` on a table of 20 million rows.
+"""What retention costs those who write and read meanwhile, on a table of 20 million rows.
 
     python -m benchmarks.retention
     python -m benchmarks.retention --rows 2000000 --rounds 1 --seconds 3

@@ -1,34 +1,91 @@
-"""Turns Ctrl-C, SIGTERM and a closed terminal into a request that the loops look at.
+"""How every command starts, stops and fails.
 
-Importing it is what switches it on, so a script imports it first: from then on a stop is orderly, even
-while the other modules still load.
+    if __name__ == "__main__":
+        sys.exit(run(parser, main))
+
+Ctrl-C, SIGTERM and a closed terminal become a request that the loops look at, so that nothing in flight is lost. What a
+user can mend is a `UserError`: one line on stderr, and an exit code.
 """
 
+import argparse
+import logging
+import os
 import signal
+import sys
 import threading
-from types import FrameType
+from collections.abc import Callable
+from pathlib import Path
 
-_requested = threading.Event()
+from pipeline.settings import Settings, read_settings
+from pipeline.user_error import UserError
+
+Main = Callable[[argparse.Namespace, Settings], None]
+
+_stop = threading.Event()
 
 
 def stop_requested() -> bool:
-    """Tell whether the user asked the script to end."""
-    return _requested.is_set()
+    """Tell whether the user asked the command to end."""
+    return _stop.is_set()
 
 
 def wait_for_stop(seconds: float) -> bool:
-    """Wait for that long, or until the user asks the script to end; tell whether they did."""
-    return _requested.wait(seconds)
+    """Wait that long, or until the user asks the command to end; tell whether they did."""
+    return _stop.wait(seconds)
 
 
 def request_stop() -> None:
-    """Ask the script to end, as Ctrl-C does."""
-    _requested.set()
+    """Ask the command to end, as Ctrl-C does."""
+    _stop.set()
 
 
-def _on_signal(signum: int, frame: FrameType | None) -> None:
-    request_stop()
+def take_signals() -> None:
+    """Turn signals into a request to stop. Scripts call it before their slower imports, so that it holds there, too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: request_stop())
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, lambda *_: request_stop())
 
 
-for _signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(_signal, _on_signal)
+def parser(documentation: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose `--help` is the script's own docstring, followed by the options."""
+    return argparse.ArgumentParser(
+        prog=name(),
+        usage=argparse.SUPPRESS,
+        description=documentation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def run(parser: argparse.ArgumentParser, main: Main) -> int:
+    """Run a command: options, settings, then `main`. Returns the exit code."""
+    take_signals()
+    options = parser.parse_args()
+    try:
+        settings = read_settings()
+        logging.basicConfig(level=settings.log_level, format="%(message)s")
+        main(options, settings)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{name()}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # as in `python consumer.py | head`: whoever read the lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def name() -> str:
+    """Return what the user typed to run this command: consumer.py, or pipeline.maintenance.replay."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).name
+
+
+def first_line(error: BaseException) -> str:
+    """Return the line of an error that says what is wrong: of PostgreSQL's, never a statement or its parameters."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Return text that cannot meddle with the terminal, wherever it came from."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

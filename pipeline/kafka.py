@@ -1,13 +1,27 @@
 """Kafka before the first message: wait for the brokers, create the topics that are missing."""
 
+import logging
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ClusterMetadata,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
+from pipeline.command import stop_requested, wait_for_stop
 from pipeline.settings import Settings
-from pipeline.command import stop_requested
+from pipeline.user_error import UsageError, UserError
+
+SECONDS_TO_ANSWER = 5.0
 
 # Waiting does not mend these: the user has to.
 _REFUSALS = {
@@ -16,75 +30,133 @@ _REFUSALS = {
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.INVALID_PARTITIONS,
+    KafkaError.INVALID_REPLICATION_FACTOR,
 }
+_CONFIG_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
+
+Client = TypeVar("Client")
+
+log = logging.getLogger(__name__)
 
 
-class BrokerError(Exception):
-    """Kafka cannot be used as asked; the text is one line that says what to do."""
+def client(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) -> Client:
+    """Return a Producer, Consumer or AdminClient, connecting in the background. Raises `UsageError`."""
+    try:
+        return kind({"log_level": 0, **config})  # what matters of librdkafka's log comes through error_cb
+    except (KafkaException, ValueError, TypeError) as exception:
+        raise UsageError(f"a KAFKA_… variable is not right: {reason_of(exception)}") from None
 
 
-def wait_for_broker(settings: Settings, patience: float | None) -> None:
-    """Return as soon as a broker answers, or the user asked to stop; say so once if it has to be waited for.
+def wait_for_brokers(settings: Settings, patience: float | None) -> None:
+    """Return as soon as a broker answers, or the user asks to stop; say so once if it has to be waited for.
 
-    `patience` is in seconds; None waits for as long as it takes. Raises `BrokerError`.
+    `patience` is in seconds; None waits until one answers. Raises `UserError`.
     """
+    _persist(settings, patience, lambda admin: None)
+
+
+def ensure_topic(settings: Settings, name: str, patience: float | None, **config: str) -> None:
+    """Create the topic with `settings.topic_partitions` partitions unless it exists.
+
+    Waits as `wait_for_brokers` does. The replication factor is the cluster's default. One that exists is brought to
+    `config` where its limits are lower; if Kafka refuses that, one line says so. Raises `UserError`.
+    """
+
+    def ensure(admin: AdminClient) -> None:
+        if name in _metadata(admin).topics:
+            _raise_limits(admin, name, config)
+            _warn_of_single_copies(admin, name)
+            return
+        try:
+            _create(admin, NewTopic(name, num_partitions=settings.topic_partitions, config=config))
+        except KafkaException as exception:
+            if exception.args[0].code() not in _CONFIG_REFUSED or not config:
+                raise
+            _warn_of_limits(name, config, exception)
+            _create(admin, NewTopic(name, num_partitions=settings.topic_partitions))
+
+    _persist(settings, patience, ensure)
+
+
+def reason_of(exception: Exception) -> str:
+    """Return in words what a Kafka client failed of."""
+    reason = exception.args[0] if exception.args else exception
+    return reason.str() if isinstance(reason, KafkaError) else str(reason)
+
+
+def _persist(settings: Settings, patience: float | None, action: Callable[[AdminClient], None]) -> None:
+    """Do something with an answering cluster; whatever passes by itself is waited for, within the patience."""
     reasons: list[KafkaError] = []
-    admin = _admin(settings, reasons)
-    started = time.monotonic()
-    announced = False
-    while not stop_requested() and not _answers(admin):
+    admin = client(AdminClient, settings.kafka | {"error_cb": reasons.append})
+    began, announced = time.monotonic(), False
+    while not stop_requested():
+        try:
+            if _metadata(admin).brokers:
+                action(admin)
+                return
+        except KafkaException as exception:
+            admin.poll(0)  # serves error_cb
+            reasons.append(exception.args[0])
         if refusal := next((reason for reason in reasons if reason.code() in _REFUSALS), None):
-            raise BrokerError(f"Kafka at {settings.bootstrap_servers} refused the connection: {refusal.str()}")
-        if patience is not None and time.monotonic() - started > patience:
-            raise BrokerError(
+            raise UserError(f"Kafka at {settings.bootstrap_servers} refused: {refusal.str()}")
+        if patience is not None and time.monotonic() - began > patience:
+            raise UserError(
                 f"Kafka at {settings.bootstrap_servers} did not answer for {patience:.0f} s{_why(reasons)}: start it "
                 "(docker compose up -d, or python local_stack.py), or correct KAFKA_BOOTSTRAP_SERVERS"
             )
         if not announced:
             print(f"⏳ Waiting for Kafka at {settings.bootstrap_servers} ...", file=sys.stderr, flush=True)
             announced = True
+        wait_for_stop(0.1)
 
 
-def ensure_topic(settings: Settings, name: str, **topic_config: str) -> None:
-    """Create the topic with `settings.topic_partitions` partitions unless it exists. Raises `BrokerError`."""
-    admin = _admin(settings, [])
+def _create(admin: AdminClient, topic: NewTopic) -> None:
     try:
-        if name in _metadata(admin).topics:
-            return
-        new_topic = NewTopic(name, num_partitions=settings.topic_partitions, config=topic_config)
-        admin.create_topics([new_topic])[name].result()
+        admin.create_topics([topic], request_timeout=SECONDS_TO_ANSWER)[topic.topic].result()
     except KafkaException as exception:
-        error = exception.args[0]
-        if error.code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another script was quicker
-            raise BrokerError(f"Kafka did not create the topic {name}: {error.str()}") from None
+        if exception.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another script was quicker
+            raise
 
 
-def _admin(settings: Settings, reasons: list[KafkaError]) -> AdminClient:
-    """Connect in the background; librdkafka reports why it cannot through `reasons`, not by raising."""
+def _raise_limits(admin: AdminClient, name: str, config: Mapping[str, str]) -> None:
+    """Give an existing topic the limits it needs; -1 is none at all."""
+    if not config:
+        return
+    resource = ConfigResource(ResourceType.TOPIC, name)
     try:
-        return AdminClient(settings.kafka | {"error_cb": reasons.append, "log_level": 0})
-    except (KafkaException, ValueError, TypeError) as exception:
-        raise BrokerError(f"a KAFKA_… variable is not right: {_text(exception)}") from None
+        present = admin.describe_configs([resource], request_timeout=SECONDS_TO_ANSWER)[resource].result()
+        low = {key: wanted for key, wanted in config.items() if _is_lower(int(present[key].value), int(wanted))}
+        for key, wanted in low.items():
+            entry = ConfigEntry(key, wanted, incremental_operation=AlterConfigOpType.SET)
+            change = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
+            admin.incremental_alter_configs([change], request_timeout=SECONDS_TO_ANSWER)[change].result()
+    except KafkaException as exception:
+        _warn_of_limits(name, config, exception)
+
+
+def _warn_of_limits(name: str, config: Mapping[str, str], exception: KafkaException) -> None:
+    wanted = ", ".join(f"{key}={value}" for key, value in config.items())
+    log.warning("⚠️  The topic %s should have %s, but Kafka says: %s", name, wanted, reason_of(exception))
+
+
+def _is_lower(limit: int, wanted: int) -> bool:
+    return limit != -1 and (wanted == -1 or limit < wanted)
+
+
+def _warn_of_single_copies(admin: AdminClient, name: str) -> None:
+    metadata = _metadata(admin)
+    topic = metadata.topics.get(name)
+    if len(metadata.brokers) >= 3 and topic and any(len(part.replicas) == 1 for part in topic.partitions.values()):
+        log.warning("⚠️  The topic %s has one copy only: whatever its broker holds is lost with it.", name)
 
 
 def _why(reasons: list[KafkaError]) -> str:
-    """Return what the brokers' connections failed of, the newest first; _ALL_BROKERS_DOWN tells nothing."""
+    """Return why the brokers could not be reached, the newest reason; _ALL_BROKERS_DOWN tells nothing."""
     told = [reason.str() for reason in reasons if reason.code() != KafkaError._ALL_BROKERS_DOWN]
     return f" ({told[-1]})" if told else ""
 
 
-def _answers(admin: AdminClient) -> bool:
-    try:
-        return bool(_metadata(admin).brokers)
-    except KafkaException:
-        admin.poll(0)  # serves error_cb
-        return False
-
-
 def _metadata(admin: AdminClient) -> ClusterMetadata:
     return admin.list_topics(timeout=1)
-
-
-def _text(exception: Exception) -> str:
-    reason = exception.args[0] if exception.args else exception
-    return reason.str() if isinstance(reason, KafkaError) else str(reason)

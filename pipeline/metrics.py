@@ -13,15 +13,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from pipeline.trade import COLUMNS
+from pipeline.user_error import UserError
 
 COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _COLUMN = re.compile("|".join(COLUMNS))
 
 Address = tuple[str, int]
-
-
-class MetricsError(Exception):
-    """The metrics cannot be served; the text is one line that says what to do."""
 
 
 class Metrics:
@@ -36,14 +33,14 @@ class Metrics:
         self._bytes_key = "txmsg_bytes" if direction == "sent" else "rxmsg_bytes"
 
     def serve(self, address: Address | None) -> None:
-        """Answer requests there from now on, in a thread that ends with the process. Raises `MetricsError`."""
+        """Answer requests there from now on, in a thread that ends with the process. Raises `UserError`."""
         if address is None:
             return
         host, port = address
         try:
             start_http_server(port, host, self.registry)
         except OSError as error:
-            raise MetricsError(
+            raise UserError(
                 f"metrics cannot be served on {host}:{port} ({error.strerror}): give another --metrics-port"
             ) from None
 

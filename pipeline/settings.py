@@ -6,19 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from pipeline.user_error import UsageError
+
 DEFAULT_DATABASE_URL = "postgresql://kafka_user:kafka_password@localhost:5432/kafka_db"
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
-# KAFKA_… variables that are ours; every other one is a librdkafka property.
+# KAFKA_… variables of our own; every other one is a librdkafka property.
 OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAFKA_AUTO_OFFSET_RESET"}
 
+# With any other value of these, trades could be lost: the README's promises would be void.
+PROMISED = {
+    "acks": ("all", "-1"),
+    "enable.auto.commit": ("false",),
+    "enable.idempotence": ("true",),
+    "enable.partition.eof": ("false",),
+    "group.protocol": ("classic",),
+    "partition.assignment.strategy": ("range", "roundrobin", "range,roundrobin", "roundrobin,range"),
+    "transactional.id": (),
+}
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
-
-
-class SettingsError(ValueError):
-    """A setting the user has to correct; its text is one line that names the variable."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +38,13 @@ class Settings:
     group_id: str
     auto_offset_reset: str
     database_url: str
-    retention: timedelta | None  # how long trades are kept; None: for ever
-    log_level: str  # from which on problems are told on stderr
+    retention: timedelta | None  # how long trades are kept; None: forever
+    log_level: str  # problems of this level and above go to stderr
     kafka: dict[str, str]  # librdkafka's own keys: bootstrap.servers, security.protocol, …
 
     @property
     def dead_letter_topic(self) -> str:
-        """The topic that takes the messages which are not trades."""
+        """The topic that takes invalid messages."""
         return f"{self.topic}.dlq"
 
     @property
@@ -46,7 +54,7 @@ class Settings:
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings from environment variables. Raises `SettingsError` for one that cannot be right."""
+    """Read the settings from environment variables. Raises `UsageError` for one that cannot be right."""
     return Settings(
         topic=environment.get("KAFKA_TOPIC") or "orders",
         topic_partitions=_partitions(environment.get("KAFKA_TOPIC_PARTITIONS") or "1"),
@@ -61,33 +69,37 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 def _librdkafka_properties(environment: Mapping[str, str]) -> dict[str, str]:
     """KAFKA_SSL_CA_LOCATION=/ca.pem becomes {"ssl.ca.location": "/ca.pem"}, and so on."""
-    return {
-        name.removeprefix("KAFKA_").lower().replace("_", "."): value
-        for name, value in environment.items()
-        if name.startswith("KAFKA_") and name not in OWN_VARIABLES and value
-    }
+    properties = {}
+    for variable, value in environment.items():
+        if variable.startswith("KAFKA_") and variable not in OWN_VARIABLES and value:
+            name = variable.removeprefix("KAFKA_").lower().replace("_", ".").replace("log.level", "log_level")
+            if value.lower() not in PROMISED.get(name, (value.lower(),)):
+                give = " or ".join(PROMISED[name]) or "none"
+                raise UsageError(f"{variable}={value}: trades could be lost or doubled; give {give}, or unset it")
+            properties[name] = value
+    return properties
 
 
 def _partitions(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise SettingsError(f"KAFKA_TOPIC_PARTITIONS={text}: give a whole number from 1 on")
+        raise UsageError(f"KAFKA_TOPIC_PARTITIONS={text}: give a whole number from 1 on")
     return int(text)
 
 
 def _log_level(text: str) -> str:
     if text.upper() not in LOG_LEVELS:
-        raise SettingsError(f"LOG_LEVEL={text}: give one of {', '.join(LOG_LEVELS)}")
+        raise UsageError(f"LOG_LEVEL={text}: give one of {', '.join(LOG_LEVELS)}")
     return text.upper()
 
 
 def _offset_reset(text: str) -> str:
     if text not in ("latest", "earliest"):
-        raise SettingsError(f"KAFKA_AUTO_OFFSET_RESET={text}: give latest or earliest")
+        raise UsageError(f"KAFKA_AUTO_OFFSET_RESET={text}: give latest or earliest")
     return text
 
 
 def _duration(text: str) -> timedelta | None:
     match = re.fullmatch("([1-9][0-9]{0,4})([dhm])", text)
     if text and not match:
-        raise SettingsError(f"TRADES_RETENTION={text}: give days, hours or minutes, such as 30d, 12h or 90m")
+        raise UsageError(f"TRADES_RETENTION={text}: give days, hours or minutes, such as 30d, 12h or 90m")
     return timedelta(**{UNITS[match[2]]: int(match[1])}) if match else None

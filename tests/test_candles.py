@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import Engine, text
 
-from pipeline import session as module
-from pipeline.dashboard.feed import read_only_engine
+from pipeline.dashboard import candles as module
 from pipeline.dashboard.candles import STEPS, Candle, Session, candles_of, floor, read_session, step_for
+from pipeline.dashboard.feed import read_only_engine
 from tests.live_page import Market, Row, insert
 from tests.services import Database
 

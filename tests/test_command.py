@@ -9,7 +9,8 @@ import pytest
 from tests.services import ROOT
 
 LOOP = """
-from pipeline.command import stop_requested, wait_for_stop
+from pipeline.command import stop_requested, take_signals, wait_for_stop
+take_signals()
 print("ready", flush=True)
 while not wait_for_stop(30):
     pass

@@ -19,7 +19,7 @@ import psycopg2
 import pytest
 
 from local_stack import Address, database_command
-from pipeline.consumer.table import table_problem
+from pipeline.postgres import table_problem
 from pipeline.settings import DEFAULT_DATABASE_URL, read_settings
 from tests.conftest import RunScript
 from tests.containers import (
@@ -205,31 +205,28 @@ def test_kafka_starts_with_its_settings_its_topic_is_created_and_its_health_chec
     check = SERVICES["kafka"]["healthcheck"]["test"][1:]
     create = [interpolated(word, {"KAFKA_TOPIC_PARTITIONS": "3"}) for word in SERVICES["topic"]["command"]]
     with ComposeKafka() as server:
-        assert run_kafka_tool(check, server.bootstrap_servers).returncode == 0
+        port = server.address.port
+        in_container = [word.replace("/9092", f"/{port}") for word in check]
+        assert subprocess.run(in_container).returncode == 0
         for _ in range(2):  # the second time it is there
             done = run_kafka_tool(create, server.bootstrap_servers)
             assert done.returncode == 0, done.stdout
         assert server.partitions("orders") == 3
+        server.stop()
+        assert subprocess.run(in_container, stderr=subprocess.DEVNULL).returncode != 0
 
 
 @pytest.mark.parametrize("script", ["producer", "consumer"])
-def test_the_health_check_of_a_script_tells_whether_it_reaches_kafka(
-    script: str, broker: Kafka, run_script: RunScript
-) -> None:
-    program, *words = SERVICES[script]["healthcheck"]["test"][1:]
-    assert program == "python"
-    assert run_script(*words).wait() == 0
-    assert run_script(*words, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}").wait() != 0
-
-
-@pytest.mark.parametrize("script", ["producer", "consumer"])
-def test_the_command_of_a_script_runs_and_serves_its_metrics(script: str, run_script: RunScript) -> None:
-    program, *words = SERVICES[script]["command"]
-    assert program == "python"
-    port = free_port()
-    process = run_script(*[word.replace("0.0.0.0:9100", str(port)) for word in words])
+def test_the_command_of_a_script_runs_and_its_health_check_tells(script: str, run_script: RunScript) -> None:
+    port = str(free_port())
+    program, *words = [word.replace("0.0.0.0:9100", port) for word in SERVICES[script]["command"]]
+    checker, *check = [word.replace("9100", port) for word in SERVICES[script]["healthcheck"]["test"][1:]]
+    assert program == checker == "python"
+    process = run_script(*words)
     eventually(lambda: b"trades_" in answer_of(f"http://127.0.0.1:{port}/metrics"))
+    assert run_script(*check).wait() == 0
     assert process.stop() == 0
+    assert run_script(*check).wait() != 0
 
 
 def answer_of(url: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from pipeline.consumer.table import SQL_FOLDER, execute_file
+from pipeline.postgres import SQL_FOLDER, execute_file
 from pipeline.trade import COLUMNS, MAX_PRICE, MAX_TICKER_LENGTH, MAX_VOLUME, Trade, copy_lines, decode, encode
 from tests.services import Database
 

@@ -4,7 +4,8 @@ from contextlib import suppress
 
 from confluent_kafka import KafkaException
 
-from pipeline.consumer.dead_letters import MAX_REASON_LENGTH, DeadLetters, reasons
+from pipeline.consumer.dead_letters import DeadLetters
+from pipeline.reasons import MAX_REASON_LENGTH, reasons
 from pipeline.settings import read_settings
 from pipeline.trade import InvalidTrade
 from tests.services import Kafka, eventually

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from pipeline.kafka import ensure_topic, wait_for_brokers
 from pipeline.settings import Settings, read_settings
-from pipeline.kafka import BrokerError, ensure_topic, wait_for_broker
+from pipeline.user_error import UsageError, UserError
 from tests.services import ApacheKafka, Kafka, eventually, free_port
 
 
@@ -14,7 +15,7 @@ def settings_for(bootstrap_servers: str, **variables: str) -> Settings:
 
 
 def test_a_broker_that_is_there_is_not_waited_for(broker: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
-    wait_for_broker(settings_for(broker.bootstrap_servers), patience=10)
+    wait_for_brokers(settings_for(broker.bootstrap_servers), patience=10)
     assert capsys.readouterr().err == ""
 
 
@@ -23,7 +24,7 @@ def test_a_broker_that_is_not_there_yet_is_waited_for_with_one_line(
 ) -> None:
     own_broker.stop()
     waiting = threading.Thread(
-        target=wait_for_broker, args=(settings_for(own_broker.bootstrap_servers), None), daemon=True
+        target=wait_for_brokers, args=(settings_for(own_broker.bootstrap_servers), None), daemon=True
     )
     waiting.start()
     printed = eventually(lambda: capsys.readouterr().err)
@@ -36,32 +37,32 @@ def test_a_broker_that_is_not_there_yet_is_waited_for_with_one_line(
 
 def test_patience_ends_with_what_to_do() -> None:
     nobody = f"127.0.0.1:{free_port()}"
-    with pytest.raises(BrokerError, match=r"local_stack\.py.*KAFKA_BOOTSTRAP_SERVERS") as raised:
-        wait_for_broker(settings_for(nobody), patience=0.5)
+    with pytest.raises(UserError, match=r"local_stack\.py.*KAFKA_BOOTSTRAP_SERVERS") as raised:
+        wait_for_brokers(settings_for(nobody), patience=0.5)
     assert nobody in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("variables", [{"KAFKA_NO_SUCH_PROPERTY": "1"}, {"KAFKA_SECURITY_PROTOCOL": "telepathy"}])
 def test_a_property_that_librdkafka_does_not_know_is_the_users_to_correct(variables: dict[str, str]) -> None:
-    with pytest.raises(BrokerError, match="KAFKA_"):
-        wait_for_broker(settings_for("127.0.0.1:9", **variables), patience=10)
+    with pytest.raises(UsageError, match="KAFKA_"):
+        wait_for_brokers(settings_for("127.0.0.1:9", **variables), patience=10)
 
 
 def test_a_missing_topic_is_created_once(broker: Kafka, topic: str) -> None:
-    ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="3"), topic)
+    ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="3"), topic, 10)
     eventually(lambda: broker.partitions(topic) == 3)
-    ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="5"), topic)
+    ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="5"), topic, 10)
     assert broker.partitions(topic) == 3
 
 
 def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: Kafka, topic: str) -> None:
-    failures: list[BrokerError] = []
+    failures: list[UserError] = []
 
     def create() -> None:
         try:
-            ensure_topic(settings_for(broker.bootstrap_servers), topic)
-        except BrokerError as error:
+            ensure_topic(settings_for(broker.bootstrap_servers), topic, 10)
+        except UserError as error:
             failures.append(error)
 
     creators = [threading.Thread(target=create) for _ in range(4)]
@@ -76,5 +77,5 @@ def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: Kafka, top
 def test_a_name_that_kafka_refuses_is_told(broker: Kafka) -> None:
     if not isinstance(broker, ApacheKafka):
         pytest.skip("the embedded broker takes any name")
-    with pytest.raises(BrokerError, match="not a topic"):
-        ensure_topic(settings_for(broker.bootstrap_servers), "not a topic")
+    with pytest.raises(UserError, match="not a topic"):
+        ensure_topic(settings_for(broker.bootstrap_servers), "not a topic", 10)

@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Message
 
 import producer
+from pipeline.command import run
 from pipeline.trade import Trade, decode
 from tests.conftest import RunScript
 from tests.services import ROOT, Kafka, eventually, free_port
@@ -190,12 +191,9 @@ def test_a_stop_while_the_broker_is_away_says_what_was_not_delivered(
         ("orders",),
     ],
 )
-def test_bad_usage_is_one_line_and_exit_code_2(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["producer.py", *words])
+def test_bad_usage_is_one_line_and_exit_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        producer.main()
+        producer.options().parse_args(words)
     output = capsys.readouterr()
     assert end.value.code == 2
     assert len(output.err.splitlines()) == 1
@@ -207,8 +205,8 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     ("variables", "code", "said"),
     [
         ({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, 1, "docker compose up -d"),
-        ({"KAFKA_ACKS": "1"}, 1, "acks"),
-        ({"KAFKA_COLOUR": "red"}, 1, "colour"),
+        ({"KAFKA_ACKS": "1"}, 2, "KAFKA_ACKS"),
+        ({"KAFKA_COLOUR": "red"}, 2, "colour"),
         ({"KAFKA_TOPIC_PARTITIONS": "many"}, 2, "KAFKA_TOPIC_PARTITIONS"),
     ],
 )
@@ -224,7 +222,7 @@ def test_a_wrong_environment_is_one_line_that_names_it(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["producer.py"])
     monkeypatch.setattr(producer, "SECONDS_FOR_BROKER", 0.5)
-    assert producer.main() == code
+    assert run(producer.options(), producer.main) == code
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("⏳")]
     assert len(lines) == 1
     assert said in lines[0]

@@ -143,7 +143,7 @@ def test_without_a_dead_letter_topic_there_are_none(broker: Kafka, command: Comm
         (["--replay"], {}, 2, "--replay what? Give places"),
         (["first"], {}, 2, "first: give a place as it is listed"),
         ([], {"KAFKA_TOPIC_PARTITIONS": "none"}, 2, "KAFKA_TOPIC_PARTITIONS=none"),
-        ([], {"KAFKA_NO_SUCH_THING": "1"}, 1, "no.such.thing"),
+        ([], {"KAFKA_NO_SUCH_THING": "1"}, 2, "no.such.thing"),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line(

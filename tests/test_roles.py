@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from pipeline.consumer.table import SQL_FOLDER
-from pipeline.dashboard.feed import read_only_engine, read_snapshot
 from pipeline.dashboard.candles import Session, read_session
+from pipeline.dashboard.feed import read_only_engine, read_snapshot
 from pipeline.dashboard.snapshot import Snapshot, as_trades
+from pipeline.postgres import SQL_FOLDER
 from tests.conftest import RunScript
 from tests.messages import trade
 from tests.services import PASSWORD, Database, Kafka, Postgres, eventually

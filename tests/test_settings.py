@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from pipeline.settings import DEFAULT_DATABASE_URL, SettingsError, read_settings
+from pipeline.settings import DEFAULT_DATABASE_URL, read_settings
+from pipeline.user_error import UsageError
 
 
 def test_without_any_variable_everything_is_on_localhost() -> None:
@@ -63,8 +64,29 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(variable: str, value: str) -> None:
-    with pytest.raises(SettingsError, match=f"^{variable}={value}: "):
+    with pytest.raises(UsageError, match=f"^{variable}={value}: "):
         read_settings({variable: value})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KAFKA_ACKS", "1"),
+        ("KAFKA_ENABLE_AUTO_COMMIT", "true"),
+        ("KAFKA_ENABLE_IDEMPOTENCE", "False"),
+        ("KAFKA_GROUP_PROTOCOL", "consumer"),
+        ("KAFKA_PARTITION_ASSIGNMENT_STRATEGY", "cooperative-sticky"),
+        ("KAFKA_TRANSACTIONAL_ID", "mine"),
+    ],
+)
+def test_a_value_that_breaks_a_promise_is_refused(variable: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"^{variable}={value}: "):
+        read_settings({variable: value})
+
+
+def test_a_value_that_keeps_every_promise_is_passed_on() -> None:
+    kept = {"KAFKA_ACKS": "all", "KAFKA_ENABLE_AUTO_COMMIT": "False", "KAFKA_LOG_LEVEL": "7"}
+    assert read_settings(kept).kafka.items() > {"acks": "all", "enable.auto.commit": "False", "log_level": "7"}.items()
 
 
 @pytest.mark.parametrize(("text", "days"), [("30d", 30), ("12h", 1 / 2), ("90m", 1 / 16)])
@@ -74,12 +96,12 @@ def test_how_long_trades_are_kept(text: str, days: float) -> None:
 
 @pytest.mark.parametrize("text", ["30", "0d", "-1d", "30 d", "1y", "999999d", "forever"])
 def test_a_retention_that_cannot_be_right_is_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="such as 30d"):
+    with pytest.raises(UsageError, match="such as 30d"):
         read_settings({"TRADES_RETENTION": text})
 
 
 def test_the_log_level_is_one_that_logging_knows() -> None:
     assert read_settings({"LOG_LEVEL": "debug"}).log_level == "DEBUG"
     assert read_settings({"LOG_LEVEL": ""}).log_level == "WARNING"
-    with pytest.raises(SettingsError, match="LOG_LEVEL=loud: give one of DEBUG"):
+    with pytest.raises(UsageError, match="LOG_LEVEL=loud: give one of DEBUG"):
         read_settings({"LOG_LEVEL": "loud"})

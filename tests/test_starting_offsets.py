@@ -6,8 +6,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from pipeline.settings import read_settings
 from pipeline.consumer.starting_offsets import StartingOffsets
+from pipeline.settings import read_settings
 from tests.messages import trade
 from tests.services import Kafka
 

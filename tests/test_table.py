@@ -7,7 +7,8 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from pipeline.consumer.table import SQL_FOLDER, TableError, TradesTable, apply_sql, connect, table_problem
+from pipeline.consumer.table import TradesTable
+from pipeline.postgres import SQL_FOLDER, TableError, apply_sql, connect, table_problem
 from pipeline.trade import copy_lines
 from tests.messages import expected_row, mutations, trade
 from tests.services import Database, Postgres

@@ -1,25 +1,21 @@
 """The dead-letter topic: what is not a trade is kept there as it came, with the reason in its headers.
 
-The way back, `python -m pipeline.maintenance.replay`, is in pipeline/maintenance/replay.py.
+The way back is `python -m pipeline.maintenance.replay`.
 """
 
-# isort: off
-import pipeline.command  # noqa: F401 — first: from here on Ctrl-C is an orderly end
-# isort: on
-
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from pipeline.kafka import client
 from pipeline.outage import Outage
+from pipeline.reasons import headers_of, reason_headers
 from pipeline.settings import Settings
 
 # A dead letter is its message plus headers, so it can be larger than anything the source topic takes.
-TOPIC_CONFIG = {"max.message.bytes": "104857600"}
-MAX_REASON_LENGTH = 1000  # characters
-REASON_PREFIX = "__connect.errors."  # of the headers, as Kafka Connect names them (KIP-298)
+# It keeps the time of its message, which may be long ago: no retention, or it could expire as it is written.
+TOPIC_CONFIG = {"max.message.bytes": "104857600", "retention.ms": "-1"}
 
 
 class DeadLetters:
@@ -34,7 +30,7 @@ class DeadLetters:
             "message.max.bytes": 1_000_000_000,  # the topic's own limit decides
             "log_level": 0,
         }
-        self._producer = Producer(defaults | settings.kafka)
+        self._producer = client(Producer, defaults | settings.kafka)
 
     def publish(self, message: Message, reason: Exception, acknowledged: Callable[[], None]) -> None:
         """Send the message's key and value untouched; call `acknowledged` (from `poll`) once Kafka has it."""
@@ -47,7 +43,7 @@ class DeadLetters:
                 self._outage.report(error.str())
                 self.publish(message, reason, acknowledged)
 
-        headers = [*(message.headers() or []), *_reason_headers(message, reason)]
+        headers = [*headers_of(message), *reason_headers(message, reason)]
         _, timestamp = message.timestamp()
         while True:
             try:
@@ -66,31 +62,3 @@ class DeadLetters:
     def flush(self, seconds: float) -> None:
         """Wait for the acknowledgements of all that was published, at most that long."""
         self._producer.flush(seconds)
-
-
-def _reason_headers(message: Message, reason: Exception) -> list[tuple[str, bytes]]:
-    """Name them as Kafka Connect does, so that its users' tools read them."""
-    kind = type(reason)
-    values = {
-        "topic": message.topic(),
-        "partition": message.partition(),
-        "offset": message.offset(),
-        "exception.class.name": f"{kind.__module__}.{kind.__qualname__}",
-        "exception.message": str(reason)[:MAX_REASON_LENGTH],
-    }
-    return [(REASON_PREFIX + name, str(value).encode(errors="replace")) for name, value in values.items()]
-
-
-def reasons(message: Message) -> dict[str, str]:
-    """Read the headers that `_reason_headers` wrote, without their prefix."""
-    return {
-        name.removeprefix(REASON_PREFIX): (value or b"").decode(errors="replace")
-        for name, value in message.headers() or []
-        if name.startswith(REASON_PREFIX)
-    }
-
-
-if __name__ == "__main__":
-    from pipeline.maintenance.replay import main
-
-    sys.exit(main())

@@ -5,7 +5,8 @@ import time
 
 from confluent_kafka import Consumer, Message
 
-from pipeline.consumer.table import Stored, first_line
+from pipeline.command import first_line
+from pipeline.consumer.table import Stored
 from pipeline.metrics import ConsumerMetrics
 from pipeline.trade import decode, describe
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from pipeline.settings import Settings
 from pipeline.command import stop_requested
+from pipeline.settings import Settings
 
 SECONDS_TO_ANSWER = 5.0
 _JOINED = "joined="

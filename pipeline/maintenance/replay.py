@@ -1,6 +1,6 @@
 """List the dead letters of KAFKA_TOPIC and, once their cause is mended, send them back to it.
 
-    python -m pipeline.maintenance.replay                          # each one's place, reason and first bytes; then counts
+    python -m pipeline.maintenance.replay                          # their places, reasons and first bytes; then counts
     python -m pipeline.maintenance.replay --reason "two decimals"  # those whose reason has this in it
     python -m pipeline.maintenance.replay --replay 0:17 2:4        # send these back: partition:offset, as listed
     python -m pipeline.maintenance.replay --replay --reason "two decimals"
@@ -10,12 +10,9 @@ A replayed message has the key and the value that it came with; one that is no t
 It leaves a mark in the dead-letter topic, in the partition of its letter and thus as long-lived, and both are written
 in one transaction: whatever is killed when, the letter is either replayed and marked, or neither. A second replay that
 is started meanwhile ends the first and goes on from its marks. So nothing is replayed twice, however often it is run.
-The embedded broker keeps no transaction apart; there, a crash can repeat a replay, which the primary key of the table
-makes harmless.
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,10 +22,11 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pipeline.consumer.dead_letters import REASON_PREFIX, reasons
-from pipeline.settings import Settings, SettingsError, read_settings
-from pipeline.command import stop_requested
-from pipeline.kafka import BrokerError, wait_for_broker
+from pipeline.command import parser, printable, run, stop_requested
+from pipeline.kafka import client, reason_of, wait_for_brokers
+from pipeline.reasons import REASON_PREFIX, headers_of, reasons
+from pipeline.settings import Settings
+from pipeline.user_error import UsageError, UserError
 
 MARK = "__replay.of"  # header of a mark: the place of the letter that was replayed
 TRANSACTION_SIZE = 100  # letters; what is traded meanwhile waits for the end of one
@@ -44,7 +42,7 @@ def unreplayed(settings: Settings) -> Iterator[Message]:
     for message in _read(settings):
         if reasons(message):
             places.add(place(message))
-        elif mark := dict(message.headers() or []).get(MARK):
+        elif mark := dict(headers_of(message)).get(MARK):
             places.discard(read_place(mark.decode()))
     for message in _read(settings) if places else ():
         if place(message) in places:
@@ -55,17 +53,17 @@ def unreplayed(settings: Settings) -> Iterator[Message]:
 
 
 def _read(settings: Settings) -> Iterator[Message]:
-    """Yield what the dead-letter topic holds. Raises `BrokerError`, `KafkaException`."""
+    """Yield what the dead-letter topic holds. Raises `UserError`, `KafkaException`."""
     topic = settings.dead_letter_topic
     own = {"enable.auto.commit": False, "enable.partition.eof": True, "group.id": settings.group_id}  # joins no group
-    with closing(Consumer({"log_level": 0} | settings.kafka | own)) as consumer:
+    with closing(client(Consumer, settings.kafka | own)) as consumer:
         known = consumer.list_topics(timeout=SECONDS_FOR_BROKER).topics
         unfinished = set(known[topic].partitions) if topic in known else set()
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in unfinished])
         while unfinished and not stop_requested():
             message = consumer.poll(SECONDS_FOR_BROKER)
             if message is None:
-                raise BrokerError(f"Kafka at {settings.bootstrap_servers} does not answer any more: try again")
+                raise UserError(f"Kafka at {settings.bootstrap_servers} does not answer any more: try again")
             if (error := message.error()) is None:
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:
@@ -86,13 +84,12 @@ class Replay:
             "transaction.timeout.ms": 10_000,  # consumers of the topic wait for one that was killed this long
             "message.max.bytes": 1_000_000_000,  # the topic's own limit decides
             "queue.buffering.max.kbytes": 2_000_000_000,
-            "log_level": 0,
         }
-        self._producer = Producer(own | settings.kafka)
+        self._producer = client(Producer, settings.kafka | own)
         self._producer.init_transactions(SECONDS_FOR_BROKER)
 
     def run(self, letters: Iterator[Message]) -> Iterator[int]:
-        """Replay the letters; yield how many, transaction by transaction. Raises `KafkaException`, `BrokerError`."""
+        """Replay the letters; yield how many, transaction by transaction. Raises `KafkaException`, `UserError`."""
         while (some := list(islice(letters, TRANSACTION_SIZE))) and not stop_requested():
             self._producer.begin_transaction()
             for letter in some:
@@ -100,12 +97,12 @@ class Replay:
             self._producer.flush()
             if self._refusal:
                 self._producer.abort_transaction()
-                raise BrokerError(self._refusal)
+                raise UserError(self._refusal)
             self._producer.commit_transaction()
             yield len(some)
 
     def _send(self, letter: Message) -> None:
-        headers = [(name, value) for name, value in letter.headers() or [] if not name.startswith(REASON_PREFIX)]
+        headers = [(name, value) for name, value in headers_of(letter) if not name.startswith(REASON_PREFIX)]
 
         def on_delivery(error: KafkaError | None, _: Message) -> None:
             if error is not None:
@@ -138,8 +135,7 @@ def read_place(text: str) -> Place:
 
 def reason(letter: Message) -> str:
     """Return why a letter is none, as one line; whatever it came with, it cannot meddle with the terminal."""
-    text = reasons(letter).get("exception.message", "no reason is given").strip().partition("\n")[0]
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return printable(reasons(letter).get("exception.message", "no reason is given").strip().partition("\n")[0])
 
 
 def describe(letter: Message) -> str:
@@ -173,44 +169,35 @@ def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
         print(f"{count:,} dead letters replayed to {settings.topic}.")
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line; what is wrong with it is one line, exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.maintenance.replay",
-        usage=argparse.SUPPRESS,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("places", nargs="*", type=read_place, metavar="P:O", help="only those at partition:offset")
-    parser.add_argument("--reason", metavar="TEXT", default="", help="only those whose reason contains the text")
-    parser.add_argument("--replay", action="store_true", help="send the chosen ones back to KAFKA_TOPIC")
-    parser.add_argument("--all", action="store_true", help="with --replay: every one that is not replayed yet")
-    options = parser.parse_args()
+def options() -> argparse.ArgumentParser:
+    """Return the command line's options; a wrong one is one line, exit code 2."""
+    known = parser(__doc__)
+    known.add_argument("places", nargs="*", type=read_place, metavar="P:O", help="only those at partition:offset")
+    known.add_argument("--reason", metavar="TEXT", default="", help="only those whose reason contains the text")
+    known.add_argument("--replay", action="store_true", help="send the chosen ones back to KAFKA_TOPIC")
+    known.add_argument("--all", action="store_true", help="with --replay: every one that is not replayed yet")
+    return known
+
+
+def main(options: argparse.Namespace, settings: Settings) -> None:
+    """Do what the command line says."""
     if options.replay and not (options.places or options.reason or options.all):
-        parser.error("--replay what? Give places (0:17), --reason TEXT or --all")
-    return options
-
-
-def main() -> int:
-    """Do what the command line says; return the exit code."""
-    options = arguments()
+        raise UsageError("--replay what? Give places (0:17), --reason TEXT or --all")
 
     def chosen(letter: Message) -> bool:
         return (not options.places or place(letter) in options.places) and options.reason in reason(letter)
 
     try:
-        settings = read_settings()
-        wait_for_broker(settings, SECONDS_FOR_BROKER)
+        wait_for_brokers(settings, SECONDS_FOR_BROKER)
         if stop_requested():
             print("Stopped before it started.")
         elif options.replay:
             replay(settings, chosen)
         else:
             show(filter(chosen, unreplayed(settings)))
-    except (SettingsError, BrokerError, KafkaException) as error:
-        text = error.args[0].str() if isinstance(error, KafkaException) else error
-        print(f"pipeline.maintenance.replay: {text}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
-    except BrokenPipeError:  # as in `python -m pipeline.maintenance.replay | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    except KafkaException as error:
+        raise UserError(reason_of(error)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(run(options(), main))

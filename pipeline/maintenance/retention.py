@@ -1,20 +1,15 @@
 """Delete the trades that are older than TRADES_RETENTION, a few at a time, oldest first.
 
-    TRADES_RETENTION=30d python -m pipeline.maintenance.retention          # for ever, a pass a minute
+    TRADES_RETENTION=30d python -m pipeline.maintenance.retention          # forever, a pass a minute
     TRADES_RETENTION=30d python -m pipeline.maintenance.retention --once   # one pass, for cron
 
-Each statement deletes at most a thousand trades, which it finds at the old end of the index on timestamp, and rests as
-long as it took: inserts and the page go on beside it. It starts each time where the last one ended, because what is
-deleted stays in the index until PostgreSQL's autovacuum comes by. Autovacuum also makes the space reusable; the table's
-files stop growing, they do not shrink.
+Each statement deletes at most a thousand trades, found at the old end of the index on timestamp, and then rests as long
+as it took, so inserts and the page are not held up. It starts where the last one ended, because deleted rows stay in
+the index until PostgreSQL's autovacuum comes by. Autovacuum also makes their space reusable: the table's files stop
+growing, but they do not shrink.
 """
 
-# isort: off
-from pipeline.command import stop_requested, wait_for_stop  # first: from here on Ctrl-C is an orderly end
-# isort: on
-
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -24,21 +19,24 @@ from datetime import timedelta
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from pipeline.consumer.table import connect, first_line, prepare_table
+from pipeline.command import first_line, parser, run, stop_requested, wait_for_stop
 from pipeline.outage import Outage
-from pipeline.settings import SettingsError, read_settings
+from pipeline.postgres import connect, prepare_table
+from pipeline.settings import Settings
+from pipeline.user_error import UsageError, UserError
 
 BATCH_SIZE = 1000  # trades
 SECONDS_BETWEEN_PASSES = 60.0
 SECONDS_BETWEEN_ATTEMPTS = 1.0
 
 # A crash may undo the last of them: the next pass deletes those trades again.
-SESSION = "SET synchronous_commit = off; SET statement_timeout = '5s'"
+CONNECTION_SETTINGS = "SET synchronous_commit = off; SET statement_timeout = '5s'"
 
+# By key and not by ctid, which is unique within one partition only.
 DELETE_OLDEST = f"""
     WITH deleted AS (
-        DELETE FROM trades WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM trades
+        DELETE FROM trades WHERE trade_id = ANY (ARRAY(
+            SELECT trade_id FROM trades
             WHERE timestamp >= %s AND timestamp < (now() AT TIME ZONE 'UTC') - %s
             ORDER BY timestamp LIMIT {BATCH_SIZE}
         )) RETURNING timestamp
@@ -64,7 +62,7 @@ def prune_gently(database_url: str, retention: timedelta) -> int:
     total = 0
     with closing(connect(database_url)) as connection:
         with connection, connection.cursor() as cursor:
-            cursor.execute(SESSION)
+            cursor.execute(CONNECTION_SETTINGS)
         began = time.monotonic()
         for count in prune(connection, retention):
             total += count
@@ -73,7 +71,7 @@ def prune_gently(database_url: str, retention: timedelta) -> int:
     return total
 
 
-def prune_for_ever(database_url: str, retention: timedelta) -> int:
+def prune_forever(database_url: str, retention: timedelta) -> int:
     """Make a pass a minute until the user asks to stop, whatever happens to the database; return the trades deleted."""
     total = 0
     outage = Outage("PostgreSQL")
@@ -92,35 +90,25 @@ def prune_for_ever(database_url: str, retention: timedelta) -> int:
     return total
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line; what is wrong with it is one line, exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.maintenance.retention",
-        usage=argparse.SUPPRESS,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--once", action="store_true", help="end after one pass")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Prune; return the exit code."""
-    options = arguments()
+def main(options: argparse.Namespace, settings: Settings) -> None:
+    """Prune once or forever."""
+    if settings.retention is None:
+        raise UsageError("TRADES_RETENTION is not set, so trades are kept forever: set it, such as to 30d")
+    prepare_table(settings.database_url)
+    work = prune_gently if options.once else prune_forever
     try:
-        settings = read_settings()
-        logging.basicConfig(level=settings.log_level, format="%(message)s")
-        if settings.retention is None:
-            raise SettingsError("TRADES_RETENTION is not set, so trades are kept for ever: set it, such as to 30d")
-        prepare_table(settings.database_url)
-        work = prune_gently if options.once else prune_for_ever
         total = 0 if stop_requested() else work(settings.database_url, settings.retention)
-    except (SettingsError, psycopg2.Error) as error:
-        print(f"pipeline.maintenance.retention: {first_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+    except psycopg2.Error as error:
+        raise UserError(first_line(error)) from None
     print(f"Retention stopped: {total:,} trades deleted.")
-    return 0
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the command line's options."""
+    known = parser(__doc__)
+    known.add_argument("--once", action="store_true", help="end after one pass")
+    return known
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(options(), main))

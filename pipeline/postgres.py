@@ -1,0 +1,121 @@
+"""PostgreSQL before the first row: connect, create the table if it is missing, check that it is the right one."""
+
+import sys
+from pathlib import Path
+
+import psycopg2
+from psycopg2 import errors
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn, parse_dsn
+
+from pipeline.command import first_line, stop_requested, wait_for_stop
+from pipeline.trade import COLUMNS
+from pipeline.user_error import UsageError, UserError
+
+SQL_FOLDER = Path(__file__).parent.parent / "sql"
+TEMPORARY_TABLE = SQL_FOLDER / "temporary" / "incoming.sql"
+
+# Waiting does not mend these: the user has to. Connections are refused without a code, so there the text decides.
+_REFUSALS = (errors.InsufficientPrivilege, errors.UndefinedObject, errors.SyntaxError)
+_REFUSED_CONNECTIONS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "password supplied")
+
+
+class TableError(psycopg2.Error):
+    """The table is not the one that `sql/` describes; the text is one line that names the difference."""
+
+
+def connect(database_url: str) -> Connection:
+    """Connect, with time-outs that notice a server that vanished. Raises `psycopg2.Error`."""
+    patience = {"connect_timeout": "5", "keepalives_idle": "10", "tcp_user_timeout": "20000"}
+    return psycopg2.connect(make_dsn(**(patience | parse_dsn(database_url))))
+
+
+def prepare_table(database_url: str) -> None:
+    """Wait for the database, and create the table if it is missing.
+
+    Raises `UsageError` if the URL is not one, `UserError` if the database refuses or the table is not the one that
+    `sql/` describes. Returns early when the user asks to stop.
+    """
+    try:
+        parse_dsn(database_url)
+    except psycopg2.ProgrammingError as error:
+        raise UsageError(f"DATABASE_URL is not a PostgreSQL URL: {first_line(error)}") from None
+    announced = False
+    while not stop_requested():
+        try:
+            return _check_table(database_url)
+        except psycopg2.Error as error:
+            if _is_refusal(error):
+                raise UserError(first_line(error)) from None
+            if not announced:
+                print(f"⏳ Waiting for PostgreSQL: {first_line(error)}", file=sys.stderr, flush=True)
+                announced = True
+        wait_for_stop(0.5)
+
+
+def _check_table(database_url: str) -> None:
+    connection = connect(database_url)
+    try:
+        execute_file(connection, TEMPORARY_TABLE)
+        if table_problem(connection) == TABLE_MISSING:
+            apply_sql(connection)
+        if problem := table_problem(connection):
+            raise TableError(problem)
+    finally:
+        connection.close()
+
+
+def _is_refusal(error: psycopg2.Error) -> bool:
+    return isinstance(error, (TableError, *_REFUSALS)) or any(text in str(error) for text in _REFUSED_CONNECTIONS)
+
+
+def apply_sql(connection: Connection) -> None:
+    """Run `sql/*.sql` in name order; each is idempotent. One script at a time: IF NOT EXISTS does not see another's."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('sql/'))")
+        for path in sorted(SQL_FOLDER.glob("*.sql")):
+            cursor.execute(path.read_text())
+
+
+def execute_file(connection: Connection, path: Path) -> None:
+    """Run one SQL file in one transaction."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(path.read_text())
+
+
+TABLE_MISSING = "the table trades is missing: restart the consumer, or run sql/*.sql"
+
+_DIFFERENCES = """
+    SELECT wanted.attname, format_type(wanted.atttypid, wanted.atttypmod), format_type(found.atttypid, found.atttypmod)
+    FROM pg_attribute AS wanted
+    LEFT JOIN pg_attribute AS found ON found.attrelid = to_regclass('trades') AND found.attname = wanted.attname
+    WHERE wanted.attrelid = 'pg_temp.incoming'::regclass AND wanted.attnum > 0
+      AND (found.atttypid, found.atttypmod) IS DISTINCT FROM (wanted.atttypid, wanted.atttypmod)
+"""
+_OBLIGATORY_EXTRAS = """
+    SELECT attname FROM pg_attribute
+    WHERE attrelid = to_regclass('trades') AND attnum > 0 AND attnotnull AND NOT atthasdef AND NOT attisdropped
+      AND attidentity = '' AND attname <> ALL (%s)
+"""
+_UNIQUE_KEYS = """
+    SELECT pg_get_indexdef(indexrelid, 1, true) FROM pg_index
+    WHERE indrelid = to_regclass('trades') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL
+"""
+
+
+def table_problem(connection: Connection) -> str | None:
+    """Compare `trades` with `sql/` (through `incoming`), by the catalogue, which every role may read."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('trades')")
+        if cursor.fetchall() == [(None,)]:
+            return TABLE_MISSING
+        cursor.execute(_DIFFERENCES)
+        for column, wanted, found in cursor:
+            return f"the column trades.{column} is {found or 'missing'}, and has to be {wanted}"
+        cursor.execute(_OBLIGATORY_EXTRAS, [list(COLUMNS)])
+        for (column,) in cursor:
+            return f"the column trades.{column} is NOT NULL without a default, and no trade has it"
+        cursor.execute(_UNIQUE_KEYS)
+        if ("trade_id",) not in cursor.fetchall():
+            return "trades.trade_id is not the primary key: redelivered trades would be stored twice"
+    return None
