@@ -3,9 +3,10 @@
 import json
 import random
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Any
 from uuid import UUID, uuid4
 
 FIELDS = ("trade_id", "ticker", "price", "volume", "side", "timestamp")
@@ -57,6 +58,38 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
+def _utc(form: str) -> Callable[[datetime], str]:
+    return lambda moment: moment.strftime(form)
+
+
+# How producers spell the same trade: the timestamp, and what `json.dumps` is given besides.
+SPELLINGS: dict[str, tuple[Callable[[datetime], str], dict[str, Any]]] = {
+    "microseconds, Z": (_utc("%Y-%m-%dT%H:%M:%S.%fZ"), {"separators": (",", ":")}),  # our producer
+    "json.dumps, isoformat": (datetime.isoformat, {}),  # +00:00, no fraction in a whole second
+    "milliseconds, Z": (lambda moment: moment.isoformat(timespec="milliseconds")[:-6] + "Z", {}),  # JavaScript
+    "seconds, Z": (_utc("%Y-%m-%dT%H:%M:%SZ"), {}),
+    "no offset": (lambda moment: moment.replace(tzinfo=None).isoformat(), {}),
+    "a space, no offset": (_utc("%Y-%m-%d %H:%M:%S.%f"), {}),
+    "+0000": (_utc("%Y-%m-%dT%H:%M:%S.%f%z"), {}),
+    "-00:00": (_utc("%Y-%m-%dT%H:%M:%S-00:00"), {}),
+    "a space, +00": (_utc("%Y-%m-%d %H:%M:%S.%f+00"), {}),  # PostgreSQL
+    "nanoseconds, Z": (_utc("%Y-%m-%dT%H:%M:%S.%f789Z"), {}),  # Java, Go
+    "+05:30": (lambda moment: moment.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat(), {}),
+    "-05:00, seconds": (lambda moment: moment.astimezone(timezone(timedelta(hours=-5))).strftime("%FT%T%z"), {}),
+    "keys sorted": (datetime.isoformat, {"sort_keys": True}),
+    "pretty-printed": (datetime.isoformat, {"indent": 2}),
+}
+
+
+def spelled(spelling: str, number: int) -> bytes:
+    """Return a good trade in one of the `SPELLINGS`; the number is its id and its time, and even ids are upper-case."""
+    spell, options = SPELLINGS[spelling]
+    moment = datetime(2026, 1, 31, 8, 30, tzinfo=UTC) + timedelta(microseconds=number)
+    identity = str(UUID(int=number))
+    fields = json.loads(trade(trade_id=identity if number % 2 else identity.upper(), timestamp=spell(moment)))
+    return json.dumps(fields | {"venue": "XNAS"}, **options).encode()
+
+
 STRANGE_VALUES: list[object] = [
     0, -1, 1, 0.01, 0.001, 1e-300, 1e300, 99_999_999.99, 99_999_999.995, 100_000_000, 2**31 - 1, 2**31, 2**63, 10**400,
     100.0, 100.5, True, False, [], {}, [[]], "", "0", "187.25", "buy", "BUY", "sell ", "NaN", "\0", "A\0", "\\N", "\\.",
@@ -66,6 +99,7 @@ STRANGE_VALUES: list[object] = [
     "2026-W05-6T08:30:00", "2026-02-30T08:30:00.000000Z", "2026-01-31T25:00:00.000000Z", "20260131T083000Z", "now",
     "0001-01-01T00:00:00+10:00", "9999-12-31T23:59:59.999999-10:00", "2026-01-31T08:30:00.000000z", "infinity", "epoch",
     "2026-01-31\t08:30:00.000000Z", "2026-01-31T08:30:00.1234567Z", "2026-01-31T08:30:00,123456Z",
+    "2026-01-31T23:59:59.9999999", "2026-01-31\n08:30:00.000000Z",
     "00000000-0000-0000-0000-000000000000", "{00000000-0000-0000-0000-000000000000}", "F" * 36, "-" * 36,
     "FFFFFFFF-FFFF-4FFF-8FFF-FFFFFFFFFFFF", "0000000000000000-0000-0000-000000000",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from pipeline.consumer.table import TradesTable
 from pipeline.postgres import SQL_FOLDER, TableError, apply_sql, connect, table_problem
 from pipeline.trade import copy_lines
-from tests.messages import expected_row, mutations, trade
+from tests.messages import SPELLINGS, expected_row, mutations, spelled, trade
 from tests.services import Database, Postgres
 
 FIELDS = "trade_id, ticker, price, volume, side, timestamp"
@@ -74,6 +74,15 @@ def test_what_the_codec_lets_through_postgresql_takes(table: TradesTable, databa
     stored = table.store(copy_lines(list(messages)))
     assert stored.refused == {}
     assert set(database.query(f"SELECT {FIELDS} FROM trades")) == set(messages.values())
+
+
+def test_postgresql_reads_the_usual_spellings_as_they_were_meant(table: TradesTable, database: Database) -> None:
+    expected = set()
+    for number, spelling in enumerate(SPELLINGS):  # each a batch of its own: nothing else in it is unusual
+        messages = [spelled(spelling, 10 * number + 1), spelled(spelling, 10**12 * number + 2)]
+        table.store(copy_lines(messages))
+        expected |= set(map(expected_row, messages))
+    assert set(database.query(f"SELECT {FIELDS} FROM trades")) == expected
 
 
 def test_a_character_set_that_lacks_a_character_refuses_that_row_only(postgres: Postgres) -> None:

@@ -1,32 +1,47 @@
 """The trade on the wire: every value is either stored as it was meant or refused with a reason."""
 
 import json
+import re
 from datetime import datetime
 from decimal import Decimal
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.trade import COLUMNS, InvalidTrade, Trade, copy_lines, decode, encode
-from tests.messages import BROKEN_BYTES, STRANGE_VALUES, Row, expected_row, mutations, trade
+from tests.messages import BROKEN_BYTES, SPELLINGS, STRANGE_VALUES, Row, expected_row, mutations, spelled, trade
 
+PLAIN_TIMESTAMP = re.compile(r"[0-9-]{10}[T ][0-9:]{8}(\.[0-9]{1,6})?(Z|[+-]00(:?00)?)?")
 ESCAPES = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
 
 
-def stored(message: bytes) -> Row | None:
-    """Return the row that COPY would make of the message's line, None if it is refused."""
+def stored(*messages: bytes) -> list[Row] | None:
+    """Return the rows that COPY would make of a batch, None if it is refused."""
     try:
-        line = copy_lines([message]).decode().removesuffix("\n")
+        lines = copy_lines(messages).decode().split("\n")
     except InvalidTrade:
         return None
-    assert "\n" not in line, "COPY would read two rows"
+    assert len(lines) == len(messages) + 1, "COPY would read more rows, or fewer"
+    return list(map(row, lines[:-1]))
+
+
+def row(line: str) -> Row:
+    """Read a line as PostgreSQL would: it ignores the offset of a plain TIMESTAMP."""
     identity, ticker, price, volume, side, timestamp = line.split("\t")
     assert ticker != "\\N", "COPY would read NULL"
+    assert PLAIN_TIMESTAMP.fullmatch(timestamp), "PostgreSQL would refuse it, round it or read another moment"
     for escaped, character in ESCAPES.items():
         ticker = ticker.replace(escaped, character) if escaped != "\\\\" else ticker.replace("\\\\", "\1")
     moment = datetime.fromisoformat(timestamp).replace(tzinfo=None)
     return identity, ticker.replace("\1", "\\"), Decimal(price), int(volume), side, moment
+
+
+def expected(*messages: bytes) -> list[Row] | None:
+    """Return the rows that a batch should become: those of its messages, or none at all."""
+    rows = [row for message in messages if (row := expected_row(message)) is not None]
+    return rows if len(rows) == len(messages) else None
 
 
 def test_a_trade_survives_the_wire() -> None:
@@ -37,14 +52,14 @@ def test_a_trade_survives_the_wire() -> None:
 
 @pytest.mark.parametrize("message", BROKEN_BYTES, ids=lambda message: repr(message[:24]))
 def test_broken_bytes(message: bytes) -> None:
-    assert stored(message) == expected_row(message)
+    assert stored(message) == expected(message)
 
 
 @pytest.mark.parametrize("field", COLUMNS)
 def test_strange_values_in_every_field(field: str) -> None:
     for value in [*STRANGE_VALUES, None]:
         message = trade(**{field: value})
-        assert stored(message) == expected_row(message), message
+        assert stored(message) == expected(message), message
 
 
 def test_a_message_without_a_value_is_refused() -> None:
@@ -55,17 +70,49 @@ def test_a_message_without_a_value_is_refused() -> None:
 def test_mutated_messages() -> None:
     kept = 0
     for message in mutations(seed=1, count=20_000):
-        row = expected_row(message)
-        assert stored(message) == row, message
-        kept += row is not None
+        rows = expected(message)
+        assert stored(message) == rows, message
+        kept += rows is not None
     assert 2_000 < kept < 18_000, "the mutations no longer try both"
 
 
-def test_a_batch_gives_the_same_lines_as_its_messages_one_by_one() -> None:
+def test_a_batch_of_every_kind_gives_the_rows_of_its_messages() -> None:
     good = [message for message in mutations(seed=2, count=2_000) if expected_row(message)]
-    one_by_one = b"".join(copy_lines([message]) for message in good)
-    # A batch with one unusual timestamp has all of them rewritten, which drops their Z.
-    assert copy_lines(good) == one_by_one.replace(b"Z\n", b"\n")
+    assert stored(*good) == expected(*good)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_usual_spellings_are_stored_as_they_were_meant(spelling: str) -> None:
+    messages = [spelled(spelling, number) for number in range(5)]
+    assert stored(*messages) == expected(*messages)
+
+
+@given(st.lists(st.tuples(st.sampled_from([*SPELLINGS]), st.integers(0, 10**15)), min_size=1, max_size=20))
+@settings(max_examples=300, deadline=None)
+def test_spellings_may_be_mixed_in_a_batch(drawn: list[tuple[str, int]]) -> None:
+    messages = [spelled(spelling, number) for spelling, number in drawn]
+    assert stored(*messages) == expected(*messages) is not None
+
+
+def test_timestamps_that_are_nearly_usual_alone_and_among_usual_ones() -> None:
+    chance, kept = Random(4), 0
+    usual = [str(json.loads(spelled(spelling, 123_456))["timestamp"]) for spelling in SPELLINGS]
+    for _ in range(5_000):
+        text = chance.choice(usual)
+        place = chance.randrange(len(text) + 1)
+        text = text[:place] + chance.choice(["", *"0123456789-+:.,TtZz \nW"]) + text[place + chance.randrange(2) :]
+        alone, beside = trade(timestamp=text), trade(timestamp=chance.choice(usual))
+        assert stored(alone) == expected(alone), text
+        assert stored(beside, alone, beside) == expected(beside, alone, beside), text
+        kept += expected(alone) is not None
+    assert 500 < kept < 4_500, "the mutations no longer try both"
+
+
+@given(st.lists(st.text("0123456789abcdefABCDEF-\nK", min_size=35, max_size=37) | st.uuids().map(str), min_size=1))
+@settings(max_examples=100, deadline=None)
+def test_ids_that_are_nearly_uuids(texts: list[str]) -> None:
+    messages = [trade(trade_id=text) for text in texts]
+    assert stored(*messages) == expected(*messages)
 
 
 def test_one_bad_message_refuses_its_batch() -> None:
@@ -82,7 +129,7 @@ def test_timestamps_that_only_together_have_the_plain_length_are_told_apart() ->
 @given(st.binary(max_size=300))
 @settings(max_examples=500, deadline=None)
 def test_any_bytes(message: bytes) -> None:
-    assert stored(message) == expected_row(message)
+    assert stored(message) == expected(message)
 
 
 JSON_VALUES = st.recursive(
@@ -96,4 +143,4 @@ JSON_VALUES = st.recursive(
 @settings(max_examples=500, deadline=None)
 def test_any_json_value_in_any_field(fields: dict[str, object]) -> None:
     message = trade(**fields)
-    assert stored(message) == expected_row(message)
+    assert stored(message) == expected(message)
