@@ -1,5 +1,7 @@
 """Retention on a real database: what is too old goes, in small transactions, and what else goes on meanwhile."""
 
+import re
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -11,17 +13,26 @@ from pipeline.maintenance.retention import BATCH_SIZE, DELETE_OLDEST, prune
 from pipeline.trade import copy_lines
 from tests.conftest import RunScript
 from tests.messages import trade
-from tests.services import Database, Postgres, eventually
+from tests.services import ROOT, Database, Postgres, eventually
 
 HOUR = timedelta(hours=1)
 
 
-def fill(database: Database, count: int, age: timedelta) -> None:
-    """Add trades of one second, the oldest first."""
+@pytest.fixture
+def table(database: Database) -> Iterator[TradesTable]:
+    trades = TradesTable(database.url)
+    yield trades
+    trades.disconnect()
+
+
+def fill(database: Database, count: int, age: timedelta, prefix: str = "") -> None:
+    """Add trades of one second, the oldest first, whose ids begin so."""
     moment = datetime.now(UTC).replace(tzinfo=None) - age
     database.query(
-        "INSERT INTO trades SELECT gen_random_uuid(), 'AAPL', 1, 1, 'buy', %s + n * interval '1 ms' "
-        "FROM generate_series(1, %s) AS n",
+        "INSERT INTO trades SELECT %s || substr(gen_random_uuid()::text, %s), 'AAPL', 1, 1, 'buy', "
+        "%s + n * interval '1 ms' FROM generate_series(1, %s) AS n",
+        prefix,
+        len(prefix) + 1,
         moment,
         count,
     )
@@ -44,6 +55,35 @@ def test_trades_of_one_moment_are_not_one_transaction(database: Database) -> Non
     fill(database, 1500, age=3 * HOUR)
     database.query("UPDATE trades SET timestamp = '2026-01-31 08:30'")
     assert deleted(database, HOUR) == [BATCH_SIZE, 500]
+
+
+def partitioned_as_documented(database: Database) -> None:
+    """Replace the table by the one that docs/operations.md shows for large ones."""
+    [statements] = re.findall(r"^```sql\n(.*?)^```", (ROOT / "docs" / "operations.md").read_text(), re.M | re.S)
+    database.query("DROP TABLE trades")
+    database.query(statements)
+
+
+def test_on_a_partitioned_table_what_is_not_expired_stays(database: Database) -> None:
+    partitioned_as_documented(database)
+    for age, count in ((3 * HOUR, 1500), (HOUR, 1500)):
+        fill(database, count // 2, age)
+        fill(database, count // 2, age, prefix="01a19467-e801")
+    assert sum(deleted(database, 2 * HOUR)) == 1500
+    assert database.query(
+        "SELECT count(*), min(timestamp) > now() AT TIME ZONE 'UTC' - interval '2 h' FROM trades"
+    ) == [(1500, True)]
+
+
+def test_a_partitioned_table_takes_every_trade_once(database: Database, table: TradesTable) -> None:
+    partitioned_as_documented(database)
+    lines = copy_lines([trade(trade_id="01a19467-e801-7000-8000-000000000001"), trade()])
+    assert table.store(lines).inserted == 2
+    assert table.store(lines).repeated == 2
+    assert database.query("SELECT tableoid::regclass::text FROM trades ORDER BY 1") == [
+        ("trades_2026_11",),
+        ("trades_other",),
+    ]
 
 
 def test_trades_are_as_old_as_utc_says(database: Database) -> None:
