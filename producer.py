@@ -32,8 +32,8 @@ from faker import Faker
 from pipeline.kafka import client, ensure_topic
 from pipeline.metrics import ProducerMetrics, add_option
 from pipeline.outage import Outage
-from pipeline.producer.market import TradeProvider
 from pipeline.producer.pace import Pace
+from pipeline.producer.tape import TradeProvider
 from pipeline.settings import Settings
 from pipeline.trade import decode, describe
 from pipeline.user_error import UserError

@@ -19,7 +19,7 @@ from faker import Faker
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from pipeline.producer.market import TradeProvider
+from pipeline.producer.tape import TradeProvider
 from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, chromium, dashboard, insert, trades_arriving
 from tests.services import Database, Postgres
 
