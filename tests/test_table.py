@@ -4,14 +4,17 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import psutil
 import psycopg2
 import pytest
+from psycopg2.extensions import connection as Connection
 
+from pipeline.consumer import table as consumer_table
 from pipeline.consumer.table import TradesTable
 from pipeline.postgres import SQL_FOLDER, TableError, apply_sql, connect, table_problem
 from pipeline.trade import copy_lines
 from tests.messages import SPELLINGS, expected_row, mutations, spelled, trade
-from tests.services import Database, Postgres
+from tests.services import Database, Postgres, eventually
 
 FIELDS = "trade_id, ticker, price, volume, side, timestamp"
 
@@ -67,6 +70,79 @@ def test_a_trigger_may_refuse_a_row(table: TradesTable, database: Database) -> N
     stored = table.store(lines(3) + lines(1, ticker="SCAM") + lines(3))
     assert list(stored.refused) == [3]
     assert database.count() == 6
+
+
+def test_another_unique_key_refuses_its_row(table: TradesTable, database: Database) -> None:
+    database.query("ALTER TABLE trades ADD UNIQUE (ticker, price)")
+    known = lines(1, price=7)
+    assert table.store(known).inserted == 1
+    stored = table.store(lines(3, price=8) + known)
+    assert (stored.inserted, stored.repeated, sorted(stored.refused)) == (1, 1, [1, 2])
+    assert database.count() == 2
+
+
+def test_a_role_that_cannot_name_the_key_is_told_of_another_unique_key(table: TradesTable, database: Database) -> None:
+    database.query("DROP ROLE IF EXISTS inserter; CREATE ROLE inserter LOGIN PASSWORD 'kafka_password'")
+    database.query("GRANT INSERT ON trades TO inserter")
+    table = TradesTable(database.url.replace("kafka_user", "inserter"))
+    known = lines(1)
+    table.store(known)
+    assert table.store(known).repeated == 1
+    table.disconnect()
+    database.query("ALTER TABLE trades ADD CONSTRAINT one_price UNIQUE (price)")
+    with pytest.raises(TableError, match=r"one_price.*SELECT \(trade_id\)"):
+        table.store(lines(1, price=2))
+    table.disconnect()
+    database.query("GRANT SELECT (trade_id) ON trades TO inserter")
+    assert len(table.store(lines(2, price=3)).refused) == 1
+    database.query("DROP OWNED BY inserter")
+
+
+def test_a_deferred_constraint_refuses_its_row(table: TradesTable, database: Database) -> None:
+    database.query("CREATE TABLE listed (ticker VARCHAR(10) PRIMARY KEY); INSERT INTO listed VALUES ('AAPL')")
+    database.query("ALTER TABLE trades ADD FOREIGN KEY (ticker) REFERENCES listed DEFERRABLE INITIALLY DEFERRED")
+    stored = table.store(lines(2) + lines(1, ticker="NONE") + lines(2))
+    assert (stored.inserted, list(stored.refused)) == (4, [2])
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends", "said"),
+    [
+        (
+            "CREATE TABLE parted (LIKE trades, PRIMARY KEY (trade_id)) PARTITION BY RANGE (trade_id); "
+            "DROP TABLE trades; ALTER TABLE parted RENAME TO trades",
+            "CREATE TABLE trades_all PARTITION OF trades DEFAULT",
+            "no partition",
+        ),
+        (
+            "ALTER TABLE trades ADD number INTEGER GENERATED ALWAYS AS IDENTITY (MAXVALUE 2)",
+            "ALTER TABLE trades ALTER number SET MAXVALUE 1000",
+            "reached maximum value",
+        ),
+    ],
+)
+def test_what_no_row_is_to_blame_for_is_waited_for(
+    table: TradesTable, database: Database, breaks: str, mends: str, said: str
+) -> None:
+    database.query(breaks)
+    batch = lines(3)
+    with pytest.raises(psycopg2.Error, match=said):
+        table.store(batch)
+    table.disconnect()
+    database.query(mends)
+    assert table.store(batch).inserted == 3
+
+
+def test_a_table_partitioned_by_trade_id_works(table: TradesTable, database: Database) -> None:
+    database.query("CREATE TABLE parted (LIKE trades, PRIMARY KEY (trade_id)) PARTITION BY RANGE (trade_id)")
+    database.query("DROP TABLE trades; ALTER TABLE parted RENAME TO trades")
+    database.query("CREATE TABLE low PARTITION OF trades FOR VALUES FROM ('0') TO ('8')")
+    database.query("CREATE TABLE high PARTITION OF trades FOR VALUES FROM ('8') TO ('g')")
+    database.query("ALTER TABLE trades ADD CHECK (price < 1000)")
+    batch = lines(50)
+    assert table.store(batch).inserted == 50
+    stored = table.store(batch + lines(5) + lines(1, price=1000))
+    assert (stored.inserted, stored.repeated, list(stored.refused)) == (5, 50, [55])
 
 
 def test_what_the_codec_lets_through_postgresql_takes(table: TradesTable, database: Database) -> None:
@@ -159,3 +235,89 @@ def test_several_that_find_no_table_create_it_once(database: Database) -> None:
     with ThreadPoolExecutor(8) as scripts:
         list(scripts.map(create, range(8)))
     assert database.count() == 0
+
+
+def wait_for_standby(server: Postgres, names: str) -> None:
+    with closing(server.database.connect()) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+        connection.cursor().execute("SELECT pg_reload_conf()")
+    eventually(lambda: server.database.query("SHOW synchronous_standby_names") == [(names,)])
+
+
+def waiting_for_standby(server: Postgres) -> list[int]:
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    return [pid for (pid,) in server.database.query(waiting)]
+
+
+def test_a_repeated_batch_waits_for_the_standby_too(own_postgres: Postgres) -> None:
+    table = TradesTable(own_postgres.url)
+    batch = lines(3)
+    table.store(batch)
+    wait_for_standby(own_postgres, "standby")
+    with ThreadPoolExecutor(1) as writer:
+        stored = writer.submit(table.store, batch)
+        eventually(lambda: waiting_for_standby(own_postgres))
+        assert not stored.done()
+        wait_for_standby(own_postgres, "")
+        assert stored.result(30).repeated == 3
+
+
+def test_a_wait_for_the_standby_that_is_cancelled_is_a_failure(own_postgres: Postgres) -> None:
+    table = TradesTable(own_postgres.url)
+    table.store(lines(1))
+    wait_for_standby(own_postgres, "standby")
+    batch = lines(3)
+    with ThreadPoolExecutor(1) as writer:
+        stored = writer.submit(table.store, batch)
+        [pid] = eventually(lambda: waiting_for_standby(own_postgres))
+        own_postgres.database.query("SELECT pg_cancel_backend(%s)", pid)
+        with pytest.raises(psycopg2.OperationalError, match="standby"):
+            stored.result(30)
+    wait_for_standby(own_postgres, "")
+    assert table.store(batch).repeated == 3
+
+
+def test_a_frozen_server_is_left_for_another(
+    own_postgres: Postgres, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_table, "SECONDS_TO_STORE", 0.5)
+    monkeypatch.setattr(consumer_table, "SECONDS_TO_ANSWER", 2)
+    hosts = ",".join(f"{server.address.host}:{server.address.port}" for server in (own_postgres, postgres))
+    table = TradesTable(f"postgresql://kafka_user:kafka_password@{hosts}/kafka_db?connect_timeout=2")
+    table.store(lines(1))
+    assert own_postgres.database.count() == 1
+    assert own_postgres.process
+    frozen = [parent := psutil.Process(own_postgres.process.pid), *parent.children(recursive=True)]
+    for process in frozen:
+        process.suspend()
+    try:
+        batch = lines(5)
+        with pytest.raises(psycopg2.OperationalError):
+            table.store(batch)
+        table.disconnect()
+        before = postgres.database.count()
+        assert table.store(batch).inserted == 5
+        assert postgres.database.count() == before + 5
+    finally:
+        for process in frozen:
+            process.resume()
+
+
+def test_a_locked_table_is_waited_for(table: TradesTable, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_table, "SECONDS_TO_STORE", 0.2)
+    asked: list[bool] = []
+
+    def answers(url: str, connection: Connection) -> bool:
+        asked.append(really_answers(url, connection))
+        return asked[-1]
+
+    really_answers = consumer_table._answers
+    monkeypatch.setattr(consumer_table, "_answers", answers)
+    with ThreadPoolExecutor(1) as writer:
+        with closing(database.connect()) as connection:
+            connection.cursor().execute("LOCK TABLE trades IN ACCESS EXCLUSIVE MODE")
+            stored = writer.submit(table.store, lines(3))
+            eventually(lambda: len(asked) > 1)
+        assert stored.result(30).inserted == 3
+    assert all(asked)

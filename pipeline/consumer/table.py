@@ -1,6 +1,11 @@
 """The table `trades`: store a batch of trades, each exactly once."""
 
+import os
+import socket
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -8,14 +13,21 @@ import psycopg2
 from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
+from psycopg2.extensions import make_dsn
 
 from pipeline.postgres import TEMPORARY_TABLE, TableError, connect, execute_file, table_problem
 from pipeline.trade import COLUMNS
 
-_COLUMNS = ", ".join(COLUMNS)
+SECONDS_TO_STORE = 3.0  # after which the server is asked whether it is still there
+SECONDS_TO_ANSWER = 4  # whole ones, for libpq
 
-# PostgreSQL refuses a row with these (SQLSTATE 22…, 23…, and RAISE in a trigger); anything else is no row's fault.
-_ROW_REFUSED = (psycopg2.DataError, psycopg2.IntegrityError, errors.RaiseException)
+_COLUMNS = ", ".join(COLUMNS)
+_READABLE_KEY = "SELECT has_column_privilege('trades', 'trade_id', 'SELECT')"
+_OTHER_KEYS = """
+    SELECT indexrelid::regclass FROM pg_index
+    WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
+      AND pg_get_indexdef(indexrelid, 1, true) <> 'trade_id'
+"""
 
 
 @dataclass
@@ -36,26 +48,28 @@ class TradesTable:
     def __init__(self, database_url: str) -> None:
         self._url = database_url
         self._connection: Connection | None = None
+        self._on_conflict = ""
         self._expect_repeats = False
+        self._began: float | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def store(self, lines: bytes) -> Stored:
         """Store a batch of `copy_lines` in one transaction, each exactly once, and commit it.
 
-        A batch goes straight into `trades` while no key repeats. One that does repeat (a redelivery) fails as a
-        whole, and is then merged. Raises `psycopg2.Error` for faults that no row is to blame for; nothing is
-        stored then, and the same batch can be stored again.
+        A batch goes straight into `trades`. One with a key that repeats (a redelivery), or with a row that is refused,
+        fails as a whole, and is then merged. Raises `psycopg2.Error` for faults that no row is to blame for; the same
+        batch can be stored again then.
         """
-        if self._connection is None:
-            self._connection = connect(self._url)
-            execute_file(self._connection, TEMPORARY_TABLE)
-            self._connection.autocommit = True  # a COPY alone is a transaction, and needs no BEGIN and COMMIT
+        self._began = time.monotonic()
         try:
-            return self._store_as_usual(self._connection, lines)
-        except _ROW_REFUSED:
-            # Of an altered table every row would be "bad": that is not the rows' fault.
-            if problem := table_problem(self._connection):
-                raise TableError(problem) from None
-            return self._store_around_refused(self._connection, lines)
+            connection = self._connection or self._connect()
+            stored = self._store(connection, lines)
+            connection.poll()  # for the notices, which a COPY leaves behind
+            if any("wait for synchronous replication" in notice for notice in connection.notices):
+                raise psycopg2.OperationalError("a commit no longer waited for the standby, so it may not be there")
+            return stored
+        finally:
+            self._began = None
 
     def disconnect(self) -> None:
         """Drop the connection, in whatever state it is."""
@@ -63,23 +77,86 @@ class TradesTable:
             self._connection.close()
             self._connection = None
 
-    def _store_as_usual(self, connection: Connection, lines: bytes) -> Stored:
+    def _connect(self) -> Connection:
+        self._connection = connection = connect(self._url)
+        execute_file(connection, TEMPORARY_TABLE)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(_READABLE_KEY)
+            [(readable,)] = cursor.fetchall()
+            # Naming the key makes another one refuse its row, where it would drop it silently; that takes the right.
+            self._on_conflict = "ON CONFLICT (trade_id) DO NOTHING" if readable else "ON CONFLICT DO NOTHING"
+            if not readable:
+                cursor.execute(_OTHER_KEYS)
+                for (name,) in cursor:
+                    raise TableError(f"besides the unique key {name}, this role needs SELECT (trade_id) ON trades")
+        connection.autocommit = True  # a COPY alone is a transaction, and needs no BEGIN and COMMIT
+        return connection
+
+    def _store(self, connection: Connection, lines: bytes) -> Stored:
+        del connection.notices[:]
         if not self._expect_repeats:
             try:
                 with connection.cursor() as cursor:
                     return Stored(inserted=_copy(cursor, "trades", lines))
-            except errors.UniqueViolation:
-                pass
+            except psycopg2.Error as error:
+                if not _blames_a_row(error):
+                    raise
+        if problem := table_problem(connection):  # of an altered table every row is refused, without a fault of its own
+            raise TableError(problem)
+        stored = Stored()
         with connection, connection.cursor() as cursor:
-            stored = _merge(cursor, lines)
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a deferred one would refuse the whole batch at its end
+            self._merge_halves(cursor, lines.splitlines(keepends=True), 0, stored)
         self._expect_repeats = stored.repeated > 0  # redeliveries come in runs
         return stored
 
-    def _store_around_refused(self, connection: Connection, lines: bytes) -> Stored:
-        stored = Stored()
-        with connection, connection.cursor() as cursor:
-            _merge_halves(cursor, lines.splitlines(keepends=True), 0, stored)
-        return stored
+    def _merge(self, cursor: Cursor, lines: bytes) -> Stored:
+        """Insert the lines whose key is new. In key order, so that two consumers cannot deadlock over the same keys."""
+        count = _copy(cursor, "incoming", lines)
+        cursor.execute(
+            f"INSERT INTO trades ({_COLUMNS}) SELECT {_COLUMNS} FROM incoming ORDER BY trade_id {self._on_conflict}"
+        )
+        inserted = cursor.rowcount
+        # A commit waits for a standby only if it wrote something, and the rows it repeats may not be there yet.
+        cursor.execute("SELECT pg_logical_emit_message(true, 'trades', '')")
+        return Stored(inserted=inserted, repeated=count - inserted)
+
+    def _merge_halves(self, cursor: Cursor, lines: Sequence[bytes], first: int, stored: Stored) -> None:
+        """Merge what PostgreSQL takes, halving around what it refuses: log2(n) rounds find one refused line of n."""
+        cursor.execute("SAVEPOINT half")
+        try:
+            merged = self._merge(cursor, b"".join(lines))
+            cursor.execute("DELETE FROM incoming")
+            cursor.execute("RELEASE SAVEPOINT half")
+            stored.inserted += merged.inserted
+            stored.repeated += merged.repeated
+        except psycopg2.Error as error:
+            if not _blames_a_row(error):
+                raise
+            cursor.execute("ROLLBACK TO SAVEPOINT half")
+            if len(lines) == 1:
+                stored.refused[first] = error
+                return
+            middle = len(lines) // 2
+            self._merge_halves(cursor, lines[:middle], first, stored)
+            self._merge_halves(cursor, lines[middle:], first + middle, stored)
+
+    def _watch(self) -> None:
+        """Cut the connection to a server that has stopped answering, so that `store` fails and connects again.
+
+        A lock on the table or a slow disk may take long: then the server still answers. TCP's own time-outs do not
+        tell, because the kernel of a frozen server goes on acknowledging.
+        """
+        while True:
+            time.sleep(0.5)
+            began, connection = self._began, self._connection
+            if began is None or connection is None or time.monotonic() - began < SECONDS_TO_STORE:
+                continue
+            if _answers(self._url, connection):
+                time.sleep(SECONDS_TO_STORE)
+            elif began == self._began:
+                with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as stream:
+                    stream.shutdown(socket.SHUT_RDWR)
 
 
 def _copy(cursor: Cursor, table: str, lines: bytes) -> int:
@@ -89,30 +166,22 @@ def _copy(cursor: Cursor, table: str, lines: bytes) -> int:
     return cursor.rowcount
 
 
-def _merge(cursor: Cursor, lines: bytes) -> Stored:
-    """Insert the lines whose key is new. In key order, so that two consumers cannot deadlock over the same keys."""
-    count = _copy(cursor, "incoming", lines)
-    cursor.execute(
-        f"INSERT INTO trades ({_COLUMNS}) SELECT {_COLUMNS} FROM incoming ORDER BY trade_id ON CONFLICT DO NOTHING"
-    )
-    inserted = cursor.rowcount
-    return Stored(inserted=inserted, repeated=count - inserted)
+def _blames_a_row(error: psycopg2.Error) -> bool:
+    """Tell whether PostgreSQL refuses a row: its data (22…), a constraint (23…), or the code of a trigger (P0…).
+
+    Not so where an identity column has run out of numbers or the row's partition is missing, which is a check
+    violation of the table without a constraint.
+    """
+    if (error.pgcode or "")[:2] not in ("22", "23", "P0") or isinstance(error, errors.SequenceGeneratorLimitExceeded):
+        return False
+    no_partition = isinstance(error, errors.CheckViolation) and error.diag.table_name and not error.diag.constraint_name
+    return not no_partition
 
 
-def _merge_halves(cursor: Cursor, lines: Sequence[bytes], first: int, stored: Stored) -> None:
-    """Merge what PostgreSQL takes, halving around what it refuses: log2(n) rounds find one refused line of n."""
-    cursor.execute("SAVEPOINT half")
-    try:
-        merged = _merge(cursor, b"".join(lines))
-        cursor.execute("DELETE FROM incoming")
-        cursor.execute("RELEASE SAVEPOINT half")
-        stored.inserted += merged.inserted
-        stored.repeated += merged.repeated
-    except _ROW_REFUSED as error:
-        cursor.execute("ROLLBACK TO SAVEPOINT half")
-        if len(lines) == 1:
-            stored.refused[first] = error
-            return
-        middle = len(lines) // 2
-        _merge_halves(cursor, lines[:middle], first, stored)
-        _merge_halves(cursor, lines[middle:], first + middle, stored)
+def _answers(database_url: str, connection: Connection) -> bool:
+    """Tell whether the server at the connection's other end takes a new one, or at least refuses it in time."""
+    here = make_dsn(database_url, host=connection.info.host, port=connection.info.port, target_session_attrs="any")
+    began = time.monotonic()
+    with suppress(psycopg2.Error):
+        psycopg2.connect(here, connect_timeout=SECONDS_TO_ANSWER).close()
+    return time.monotonic() - began < SECONDS_TO_ANSWER - 1  # libpq may round its time-out down
