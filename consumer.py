@@ -1,7 +1,7 @@
 """Store every trade of a Kafka topic in PostgreSQL, exactly once in effect.
 
-    python consumer.py                     # what is traded from now on
-    python consumer.py --from-beginning    # what the topic still holds, too
+    python consumer.py                     # trades from now on
+    python consumer.py --from-beginning    # first those that the topic still holds
 
 Two threads, so that decoding one batch overlaps with storing the one before: the main thread alone talks to
 Kafka, a writer thread alone to PostgreSQL. A batch is closed when the writer is free, so it is one trade when
@@ -10,9 +10,9 @@ trades are rare and grows by itself when they are not; no trade is ever held bac
 What is guaranteed, on the lines marked [n]:
   [1] rows are committed to PostgreSQL before their offsets are committed to Kafka. Whatever is killed in between,
       Kafka delivers those trades again, and the primary key makes the repetition harmless.
-  [2] a new group's starting position is committed before its first message is read.
-  [3] a message that is no trade, or a row that PostgreSQL refuses, is acknowledged by the dead-letter topic before
-      its offset is committed, and delays no other.
+  [2] a new group's starting offsets are committed before its first message is read.
+  [3] an invalid message, or a row that PostgreSQL refuses, is acknowledged by the dead-letter topic before its offset
+      is committed. Only the offsets wait for that, no row does.
   [4] a fault of the environment stops consumption, not the consumer: the batch is kept, the place in the group too.
 """
 
@@ -41,7 +41,7 @@ from pipeline.consumer.dead_letters import TOPIC_CONFIG, DeadLetters
 from pipeline.consumer.progress import Progress
 from pipeline.consumer.starting_offsets import StartingOffsets
 from pipeline.consumer.table import Stored, TradesTable
-from pipeline.kafka import client, ensure_topic
+from pipeline.kafka import client, ensure_topic, reason_of
 from pipeline.metrics import ConsumerMetrics, add_option
 from pipeline.outage import Outage
 from pipeline.postgres import prepare_table
@@ -50,17 +50,19 @@ from pipeline.trade import InvalidTrade, copy_lines
 from pipeline.user_error import UserError
 
 BATCH_SIZE = 40_000  # trades; more costs memory and gains no speed
+BATCH_BYTES = 16 << 20  # of their messages, which bounds the memory where messages are large
 CHUNK_SIZE = 1_000  # trades decoded between two looks at the writer
 WRITES_IN_FLIGHT = 2  # one being stored, one waiting, so that PostgreSQL never does
 SECONDS_UNNOTICED = 0.05  # that a stop or a rebalance may wait
 SECONDS_BEFORE_PAUSE = 1.0  # that the writer may be busy before fetching pauses
 SECONDS_TO_HAND_OVER = 5.0  # that a rebalance waits for the batches in flight
-SECONDS_TO_STOP = 7.0  # that a stop waits for them
+SECONDS_TO_STOP = 6.0  # that a stop waits for them
+SECONDS_BETWEEN_ATTEMPTS = 0.2, 5.0  # first, longest
 
 KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.auto.commit": False,
-    # Where a group starts is decided in pipeline/consumer/starting_offsets.py. This is for a position that the topic no
-    # longer has (deleted by retention): go on with the oldest trade left, rather than skip what is there.
+    # Where a group starts is decided in pipeline/consumer/starting_offsets.py. This is for an offset that the topic no
+    # longer has (deleted by retention): go on with the oldest message left, and say so.
     "auto.offset.reset": "earliest",
     "session.timeout.ms": 6000,  # a killed consumer's partitions move on after this
     "heartbeat.interval.ms": 2000,
@@ -71,11 +73,15 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "partition.assignment.strategy": "range",
     "fetch.queue.backoff.ms": 10,  # with the default, a second, a full queue would run empty before it is filled again
     "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
+    "reconnect.backoff.max.ms": 1000,  # a broker that returns is noticed after this
+    "topic.metadata.refresh.interval.ms": 10_000,  # until added partitions are noticed
     "statistics.interval.ms": 1000,  # for the metrics
-    "log_level": 0,  # what matters comes through error_cb
+    "log_level": 4,  # warnings; what else matters comes through error_cb
 }
 
 log = logging.getLogger("consumer")
+librdkafka_log = logging.getLogger("librdkafka")
+librdkafka_log.addFilter(lambda record: "offset reset" in record.getMessage())
 
 
 @dataclass
@@ -83,6 +89,7 @@ class Batch:
     """Trades on their way to PostgreSQL, and the offsets to commit once they are there."""
 
     messages: list[Message] = field(default_factory=list)  # one a line, kept for the dead-letter topic
+    size: int = 0  # bytes of all messages
     chunks: list[bytes] = field(default_factory=list)  # the lines for COPY, as they were decoded ...
     lines: bytes = b""  # ... and all together
     offsets: list[TopicPartition] = field(default_factory=list)
@@ -93,16 +100,25 @@ class Batch:
     def __len__(self) -> int:
         return len(self.messages) + self.dead_letters
 
+    @property
+    def full(self) -> bool:
+        """Tell whether it has to be stored before it may grow."""
+        return len(self) >= BATCH_SIZE or self.size >= BATCH_BYTES
+
     def acknowledge_dead_letter(self) -> None:
         """Count one confirmation."""
         self.unacknowledged -= 1
+
+    def release(self) -> None:
+        """Let go of the messages."""
+        self.messages, self.chunks, self.lines = [], [], b""
 
 
 Write = Future[Stored | None]
 
 
 class TradeConsumer:
-    """The way of a trade from the topic into the table."""
+    """Takes trades from the topic into the table."""
 
     def __init__(self, settings: Settings, from_beginning: bool) -> None:
         self.topic = settings.topic
@@ -114,16 +130,21 @@ class TradeConsumer:
             KAFKA_DEFAULTS
             | settings.kafka
             | {"group.id": settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
-            | {"stats_cb": self.metrics.on_statistics},
+            | {"stats_cb": self.metrics.on_statistics, "logger": librdkafka_log},
         )
         self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
         self.dead_letters = DeadLetters(settings)
         self.table = TradesTable(settings.database_url)
         self.to_write: SimpleQueue[tuple[Batch, Write]] = SimpleQueue()
-        self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until their offsets are committed
+        self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until they are stored
+        self.to_commit: deque[Batch] = deque()  # stored; the oldest waits for its dead letters
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
+        self.assigned: list[TopicPartition] = []  # partitions that are ours, but have no starting offsets yet
+        self.next_attempt = 0.0
+        self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
+        self.broker_trouble = ""
         self.progress = Progress(self.metrics)
 
     def run(self) -> None:
@@ -133,6 +154,7 @@ class TradeConsumer:
         threading.Thread(target=self.write_for_ever, daemon=True).start()
         print("🟢 Consumer started. Waiting for trades...", flush=True)
         while not stop_requested():
+            self.start_reading()
             self.collect()
             self.finish_writes()
             self.start_write()
@@ -142,10 +164,15 @@ class TradeConsumer:
 
     def collect(self) -> None:
         """Add what Kafka has to the batch; wait for whichever comes first, messages or the writer."""
-        if len(self.batch) >= BATCH_SIZE:
+        if self.batch.full or self.dead_letters.full:
             self.hold()
-        elif not self.writes:
-            first = self.consumer.poll(0.2)
+            return
+        self.full_since = None
+        if self.paused:
+            self.paused = False
+            self.consumer.resume(self.consumer.assignment())
+        if not self.writes:
+            first = self.consumer.poll(SECONDS_UNNOTICED if self.assigned else 0.2)
             if first is not None:
                 self.add([first, *self.consumer.consume(CHUNK_SIZE, timeout=0)])
         elif messages := self.consumer.consume(CHUNK_SIZE, timeout=0):
@@ -154,10 +181,12 @@ class TradeConsumer:
             self.wait_for_writer(SECONDS_UNNOTICED if self.database_outage.ongoing else 0.001)
 
     def add(self, messages: list[Message]) -> None:
-        """Decode messages into the batch; what is no trade becomes a dead letter."""
-        if errors := [error for message in messages if (error := message.error()) is not None]:
+        """Decode messages into the batch; an invalid one becomes a dead letter."""
+        if failed := [message for message in messages if message.error() is not None]:
             messages = [message for message in messages if message.error() is None]
-            self.on_error(errors[0])
+            for message in failed:
+                self.on_error(message.error())
+        self.batch.size += sum(map(len, messages))
         try:
             lines = copy_lines([message.value() for message in messages]) if messages else b""
         except InvalidTrade:
@@ -168,7 +197,7 @@ class TradeConsumer:
             self.batch.messages += messages
 
     def add_one(self, message: Message) -> None:
-        """Decode a message that may be no trade."""
+        """Decode a message that may be invalid."""
         try:
             self.batch.chunks.append(copy_lines([message.value()]))
             self.batch.messages.append(message)
@@ -183,7 +212,7 @@ class TradeConsumer:
         self.progress.dead_letter(message, reason)
 
     def hold(self) -> None:
-        """Wait for the writer with a full batch; when it takes long, pause and keep the place in the group [4]."""
+        """Read no more until there is room; when it takes long, pause and keep the place in the group [4]."""
         self.full_since = self.full_since or time.monotonic()
         if not self.paused and time.monotonic() - self.full_since > SECONDS_BEFORE_PAUSE:
             self.paused = True
@@ -193,32 +222,25 @@ class TradeConsumer:
         self.wait_for_writer()
 
     def wait_for_writer(self, seconds: float = SECONDS_UNNOTICED) -> None:
-        """Wait until the oldest write is done, for at most that long."""
-        if not self.writes:  # a rebalance took them
-            return
-        _, write = self.writes[0]
-        if write.done():  # then it is dead letters that are waited for
-            self.dead_letters.flush(seconds)
+        """Wait until the oldest write is done, or else for dead letters; for at most that long."""
+        if self.writes:
+            wait([self.writes[0][1]], seconds)
         else:
-            wait([write], seconds)
+            self.dead_letters.poll(seconds)
 
     # -- storing: rows first, offsets after
 
     def start_write(self) -> None:
         """Hand the batch to the writer: at once when it is free, and one ahead when the batch is full."""
-        free = not self.writes or (len(self.batch) >= BATCH_SIZE and len(self.writes) < WRITES_IN_FLIGHT)
+        free = not self.writes or (self.batch.full and len(self.writes) < WRITES_IN_FLIGHT)
         if not free or not len(self.batch):
             return
         batch, self.batch = self.batch, Batch()
         batch.lines = b"".join(batch.chunks)  # here, because PostgreSQL waits for whatever the writer has to do
         batch.chunks.clear()
-        batch.offsets = self.starting_offsets.mark(self.consumer.position(self.consumer.assignment()))
+        batch.offsets = self.starting_offsets.labelled(self.consumer.position(self.consumer.assignment()))
         self.writes.append((batch, Future()))
         self.to_write.put(self.writes[-1])
-        self.full_since = None
-        if self.paused:
-            self.paused = False
-            self.consumer.resume(self.consumer.assignment())
 
     def write_for_ever(self) -> None:
         """Store one batch after the other. The writer thread."""
@@ -230,8 +252,8 @@ class TradeConsumer:
                 write.set_exception(error)
 
     def store(self, batch: Batch) -> Stored | None:
-        """Store the batch, for as long as it takes; None if it was abandoned meanwhile."""
-        delay = 0.1
+        """Store the batch, with retries and backoff; None if it was abandoned meanwhile."""
+        delay, longest = SECONDS_BETWEEN_ATTEMPTS
         while not batch.abandoned.is_set():
             try:
                 with self.metrics.commit_seconds.time():
@@ -240,49 +262,83 @@ class TradeConsumer:
                 self.database_outage.report(first_line(error))
                 self.table.disconnect()
                 batch.abandoned.wait(delay)
-                delay = min(2 * delay, 5.0)
+                delay = min(2 * delay, longest)
             else:
                 self.database_outage.end()
                 return stored
         return None
 
     def finish_writes(self) -> None:
-        """Commit the offsets of the batches that are stored, in their order."""
+        """Take over the batches that are stored, in their order, and commit their offsets."""
         self.dead_letters.poll()
         while self.writes and self.writes[0][1].done():
-            batch, write = self.writes[0]
-            stored = write.result()
-            if stored is not None:
-                for index in sorted(stored.refused):
-                    self.publish_dead_letter(batch, batch.messages[index], stored.refused.pop(index))
-                if batch.unacknowledged:
-                    return  # [3] the dead letters first
-                self.consumer.commit(offsets=batch.offsets, asynchronous=True)  # [1] then the offsets
+            batch, write = self.writes.popleft()
+            if (stored := write.result()) is not None:
+                for index, reason in stored.refused.items():
+                    self.publish_dead_letter(batch, batch.messages[index], reason)
                 self.progress.stored(batch.messages, stored)
-            self.writes.popleft()
+                batch.release()
+                if self.to_commit and not self.to_commit[-1].unacknowledged:
+                    self.to_commit.pop()  # the newer offsets include its own
+                self.to_commit.append(batch)
+        self.commit()
+
+    def commit(self) -> None:
+        """Commit the newest offsets before which every dead letter is acknowledged [3]."""
+        newest = None
+        while self.to_commit and not self.to_commit[0].unacknowledged:
+            newest = self.to_commit.popleft()
+        if newest is not None:
+            self.consumer.commit(offsets=newest.offsets, asynchronous=True)  # [1] then the offsets
 
     # -- the group: partitions come and go
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Start reading where the group left off; a new group's start is committed first [2]."""
-        if not self.starting_offsets.of(partitions):
-            partitions = []
-        consumer.assign(partitions)  # at what is committed: now that is every start
-        consumer.resume(partitions)  # a pause would survive the rebalance
+        """Note the partitions. They are read once their starting offsets are known, which may take retries."""
+        consumer.assign([])
+        self.assigned = partitions
+
+    def start_reading(self) -> None:
+        """Read new partitions from where the group left off; a new group's start is committed first [2]."""
+        if not self.assigned and self.starting_offsets.made_again():
+            log.warning("⚠️  The topic %s was made again: it is read from its oldest message.", self.topic)
+            self.abandon()
+            self.assigned = self.consumer.assignment()
+            self.consumer.assign([])
+        if not self.assigned or time.monotonic() < self.next_attempt:
+            return
+        try:
+            starts = self.starting_offsets.of(self.assigned)
+        except KafkaException as exception:
+            if self.delay > SECONDS_BETWEEN_ATTEMPTS[0]:  # the first may just be early
+                self.kafka_outage.report(reason_of(exception))
+            self.next_attempt = time.monotonic() + self.delay
+            self.delay = min(2 * self.delay, SECONDS_BETWEEN_ATTEMPTS[1])
+            return
+        self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
+        if starts is None:
+            self.next_attempt = time.monotonic() + SECONDS_UNNOTICED
+            return
+        self.kafka_outage.end()
+        self.assigned = []
+        self.consumer.assign(starts)
+        self.consumer.resume(starts)  # a pause would survive the rebalance
         self.paused = False
 
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Finish what is in flight before the partitions go; what cannot be finished is delivered again."""
         self.settle(SECONDS_TO_HAND_OVER)
+        self.assigned = []
 
     def on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drop everything: others have the partitions already, and their offsets are no longer ours to commit."""
         self.abandon()
+        self.assigned = []
 
     def settle(self, seconds: float) -> None:
         """Finish the writes in flight, for at most that long, and abandon the rest."""
         deadline = time.monotonic() + seconds
-        while self.writes and time.monotonic() < deadline:
+        while (self.writes or self.to_commit) and time.monotonic() < deadline:
             self.wait_for_writer()
             self.finish_writes()
         self.abandon()
@@ -291,7 +347,10 @@ class TradeConsumer:
         """Forget what is not stored yet. Its offsets are not committed, so Kafka delivers it again."""
         for batch, _ in self.writes:
             batch.abandoned.set()
+            batch.release()
         self.writes.clear()
+        self.to_commit.clear()
+        self.dead_letters.forget()
         self.batch = Batch()
         self.full_since = None
 
@@ -299,12 +358,17 @@ class TradeConsumer:
 
     def on_error(self, error: KafkaError) -> None:
         """Say what Kafka reports, once; librdkafka goes on trying by itself. Raises what nothing can mend."""
-        if error.fatal():
+        if error.fatal() or error.code() == KafkaError._FATAL:
             raise KafkaException(error)
-        self.kafka_outage.report(error.str())
+        if error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
+            self.broker_trouble = error.str()  # one broker's: an outage is when none works
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self.kafka_outage.report(self.broker_trouble or error.str())
+        else:
+            self.kafka_outage.report(error.str())
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        """Take the answer to a commit. A failed one is made good by the next, or by a redelivery."""
+        """Take the answer to a commit. The next commit or a redelivery covers a failure."""
         if error is None:
             self.kafka_outage.end()
         elif error.code() not in (KafkaError._NO_OFFSET, KafkaError._STATE):
@@ -347,7 +411,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
     try:
         consumer.run()
     except KafkaException as exception:  # a fatal one, raised by on_error
-        raise UserError(f"Kafka ended this consumer: {exception.args[0].str()}") from None
+        raise UserError(f"Kafka ended this consumer: {reason_of(exception)}") from None
     finally:
         consumer.close()
 

@@ -11,7 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from local_stack import SERVER_USER
 from pipeline.trade import Trade, encode
@@ -309,6 +312,132 @@ def test_a_value_of_a_megabyte_is_a_dead_letter(
     eventually(lambda: database.count() == 1)
     eventually(lambda: [letter.value() for letter in broker.read(f"{topic}.dlq")] == [huge])
     assert consumer.stop() == 0
+
+
+def configure(broker: Kafka, topic: str, **settings: str) -> None:
+    """Change a topic's settings, given as max_message_bytes="1000"."""
+    changes = [
+        ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+        for name, value in settings.items()
+    ]
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=changes)
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    admin.incremental_alter_configs([resource])[resource].result()
+
+
+def test_good_trades_are_stored_while_kafka_refuses_the_dead_letters(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    configure(broker, f"{topic}.dlq", max_message_bytes="1000")
+    bad = b"x" * 2000
+    broker.produce(topic, [trade(), bad, *(trade() for _ in range(500))])
+    consumer.wait_for_line("The dead-letter topic")
+    broker.produce(topic, [trade()])
+    eventually(lambda: database.count() == 502)
+    assert broker.committed(topic, environment["KAFKA_GROUP_ID"]).get(0, 0) <= 1, "the dead letter is not safe yet"
+    configure(broker, f"{topic}.dlq", max_message_bytes="10000")
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
+    assert [letter.value() for letter in broker.read(f"{topic}.dlq")] == [bad]
+    assert consumer.stop() == 0
+    assert consumer.stderr.count("⚠️  The dead-letter topic") == 1
+
+
+def test_a_flood_of_dead_letters_that_kafka_refuses_pauses_the_consumer(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    configure(broker, f"{topic}.dlq", max_message_bytes="100")
+    bad = [b"x" * 1000] * 20_000
+    broker.produce(topic, [*bad, trade()])
+    consumer.wait_for_line("The dead-letter topic")
+    assert psutil.Process(consumer.pid).memory_info().rss < 250 << 20
+    assert consumer.stop() == 0  # within the ten seconds that Script.stop grants
+    again = started(run_script)  # which gives the topic its limit back
+    eventually(lambda: database.count() == 1)
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
+    assert len(broker.read(f"{topic}.dlq")) >= len(bad)
+    assert again.stop() == 0
+
+
+def test_large_messages_are_bounded_by_their_bytes(
+    broker: Kafka, database: Database, topic: str, run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    process, peak = psutil.Process(consumer.pid), 0
+    trades = [trade(ignored="x" * 50_000) for _ in range(6_000)]
+    with closing(database.connect()) as connection:
+        connection.cursor().execute("LOCK TABLE trades IN ACCESS EXCLUSIVE MODE")
+        broker.produce(topic, trades)
+        began = time.monotonic()
+        while time.monotonic() - began < 3:
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(0.05)
+    eventually(lambda: database.count() == len(trades), timeout=60)
+    assert max(peak, process.memory_info().rss) < 250 << 20
+    assert consumer.stop() == 0
+
+
+def test_a_topic_made_again_is_read_from_its_oldest_trade(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script)
+    eventually(lambda: broker.committed(topic, environment["KAFKA_GROUP_ID"]) == {0: 0})
+    broker.produce(topic, [trade() for _ in range(10)])
+    eventually(lambda: database.count() == 10)
+    broker.delete_topic(topic)
+    eventually(lambda: topic not in broker.topics())
+    broker.create_topic(topic)
+    broker.produce(topic, [trade() for _ in range(50)])
+    eventually(lambda: database.count() == 60)
+    assert consumer.stop() == 0
+    assert broker.committed(topic, environment["KAFKA_GROUP_ID"]) == {0: 50}
+
+
+def test_messages_that_are_gone_are_told(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    eventually(lambda: broker.committed(topic, environment["KAFKA_GROUP_ID"]) == {0: 0})
+    assert consumer.stop() == 0
+    broker.produce(topic, [trade() for _ in range(10)])
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    for answer in admin.delete_records([TopicPartition(topic, 0, 6)]).values():
+        answer.result()
+    consumer = started(run_script)
+    eventually(lambda: database.count() == 4)
+    assert "offset reset" in consumer.stderr
+    assert len(consumer.stderr_lines) == 1
+    assert consumer.stop() == 0
+
+
+def test_a_consumer_that_another_replaces_ends_with_one_line(broker: Kafka, topic: str, run_script: RunScript) -> None:
+    broker.create_topic(topic)
+    first = started(run_script, "--from-beginning", KAFKA_GROUP_INSTANCE_ID="one")
+    broker.produce(topic, [trade()])
+    first.wait_for_line("📥")
+    second = started(run_script, KAFKA_GROUP_INSTANCE_ID="one")
+    assert first.wait() == 1
+    assert len(first.stderr_lines) == 1
+    assert "group.instance.id" in first.stderr
+    assert second.stop() == 0
+
+
+def test_a_ticker_cannot_meddle_with_the_terminal(
+    broker: Kafka, database: Database, topic: str, run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    consumer = started(run_script, "--from-beginning")
+    broker.produce(topic, [trade(ticker="\x1b[2JHA"), trade(ticker="\x1b[2J", side="\x1b"), b"\x1b"])
+    eventually(lambda: database.count() == 1)
+    assert consumer.stop() == 0
+    assert "📥" in consumer.stdout
+    assert "\x1b" not in consumer.stdout + consumer.stderr
 
 
 @pytest.fixture

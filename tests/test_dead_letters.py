@@ -20,7 +20,7 @@ def test_a_dead_letter_is_its_message_and_the_reason(broker: Kafka, topic: str, 
     acknowledged: list[bool] = []
     letters.publish(message, InvalidTrade("é" * 2 * MAX_REASON_LENGTH), lambda: acknowledged.append(True))
     assert not acknowledged, "Kafka cannot have answered before it was asked"
-    letters.flush(30)
+    letters.poll(30)
     assert acknowledged == [True]
     [letter] = broker.read(f"{topic}.dlq")
     assert (letter.value(), letter.key()) == (b"\x00\xff bad", b"\xfe key")
@@ -43,7 +43,7 @@ def test_a_broker_that_is_away_is_waited_for(own_broker: Kafka, topic: str, envi
     acknowledged: list[bool] = []
     own_broker.stop()
     letters.publish(message, InvalidTrade("bad"), lambda: acknowledged.append(True))
-    letters.flush(1)
+    letters.poll(1)
     assert not acknowledged
     own_broker.start()
     if not own_broker.keeps_topics:
@@ -51,7 +51,7 @@ def test_a_broker_that_is_away_is_waited_for(own_broker: Kafka, topic: str, envi
             own_broker.create_topic(f"{topic}.dlq")
 
     def arrived() -> bool:
-        letters.flush(0.1)
+        letters.poll(0.1)
         return bool(acknowledged)
 
     eventually(arrived, timeout=60)

@@ -38,9 +38,13 @@ def letters(broker: Kafka, topic: str, environment: dict[str, str]) -> None:
 def publish(broker: Kafka, topic: str, environment: dict[str, str]) -> None:
     """Make a dead letter of each message in the topic."""
     dead_letters = DeadLetters(read_settings(environment))
-    for message in broker.read(topic):
-        dead_letters.publish(message, InvalidTrade(REASONS[message.value() or b""]), lambda: None)
-    dead_letters.flush(30)
+    messages = broker.read(topic)
+    acknowledged: list[bool] = []
+    for message in messages:
+        reason = InvalidTrade(REASONS[message.value() or b""])
+        dead_letters.publish(message, reason, lambda: acknowledged.append(True))
+    while len(acknowledged) < len(messages):
+        dead_letters.poll(30)
 
 
 @pytest.fixture

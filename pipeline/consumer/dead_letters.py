@@ -1,14 +1,16 @@
-"""The dead-letter topic: what is not a trade is kept there as it came, with the reason in its headers.
+"""The dead-letter topic: an invalid message is kept there as it came, with the reason in its headers.
 
 The way back is `python -m pipeline.maintenance.replay`.
 """
 
+import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from pipeline.kafka import client
+from pipeline.kafka import client, reason_of
 from pipeline.outage import Outage
 from pipeline.reasons import headers_of, reason_headers
 from pipeline.settings import Settings
@@ -16,49 +18,94 @@ from pipeline.settings import Settings
 # A dead letter is its message plus headers, so it can be larger than anything the source topic takes.
 # It keeps the time of its message, which may be long ago: no retention, or it could expire as it is written.
 TOPIC_CONFIG = {"max.message.bytes": "104857600", "retention.ms": "-1"}
+MAX_OUTSTANDING = 10_000  # dead letters
+MAX_OUTSTANDING_BYTES = 16 << 20
+SECONDS_BETWEEN_ATTEMPTS = 1.0, 30.0  # first, longest
+
+PRODUCER_DEFAULTS = {"message.timeout.ms": 0, "message.max.bytes": 1_000_000_000}  # no limits but the topic's own
+# A repeated dead letter does no harm, and an idempotent producer could end in a fatal error.
+PRODUCER_MUSTS = {"enable.idempotence": False, "acks": "all"}
+
+
+@dataclass(eq=False)
+class _Letter:
+    message: Message
+    reason: Exception
+    acknowledged: Callable[[], None]
 
 
 class DeadLetters:
-    """Publishes messages to the dead-letter topic until Kafka has acknowledged them."""
+    """Publishes messages to the dead-letter topic until Kafka has acknowledged them, with backoff if it refuses."""
 
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.dead_letter_topic
         self._outage = Outage(f"The dead-letter topic {self._topic}")
-        defaults: dict[str, Any] = {
-            "enable.idempotence": True,
-            "message.timeout.ms": 0,  # for as long as it takes
-            "message.max.bytes": 1_000_000_000,  # the topic's own limit decides
-            "log_level": 0,
-        }
-        self._producer = client(Producer, defaults | settings.kafka)
+        self._producer = client(Producer, PRODUCER_DEFAULTS | settings.kafka | PRODUCER_MUSTS)
+        self._outstanding: set[_Letter] = set()  # not acknowledged yet ...
+        self._bytes = 0
+        self._refused: list[_Letter] = []  # ... and those of them to send again
+        self._delay = SECONDS_BETWEEN_ATTEMPTS[0]
+        self._next_attempt = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Tell whether so many dead letters wait for Kafka that no more messages should be read."""
+        return len(self._outstanding) >= MAX_OUTSTANDING or self._bytes >= MAX_OUTSTANDING_BYTES
 
     def publish(self, message: Message, reason: Exception, acknowledged: Callable[[], None]) -> None:
         """Send the message's key and value untouched; call `acknowledged` (from `poll`) once Kafka has it."""
+        letter = _Letter(message, reason, acknowledged)
+        self._outstanding.add(letter)
+        self._bytes += len(message)
+        self._send(letter)
 
-        def on_delivery(error: KafkaError | None, _: Message) -> None:
-            if error is None:
-                self._outage.end()
-                acknowledged()
-            else:
-                self._outage.report(error.str())
-                self.publish(message, reason, acknowledged)
+    def poll(self, seconds: float = 0) -> None:
+        """Take what Kafka acknowledged since, or within that long; send again what it refused."""
+        self._producer.poll(seconds)
+        if self._refused and time.monotonic() >= self._next_attempt:
+            self._delay = min(2 * self._delay, SECONDS_BETWEEN_ATTEMPTS[1])
+            refused, self._refused = self._refused, []
+            for letter in refused:
+                if letter in self._outstanding:
+                    self._send(letter)
 
-        headers = [*headers_of(message), *reason_headers(message, reason)]
+    def forget(self) -> None:
+        """Drop what is not acknowledged: Kafka delivers those messages again, to whoever has their partitions then."""
+        self._outstanding.clear()
+        self._refused.clear()
+        self._bytes = 0
+        self._producer.purge(in_flight=False)
+
+    def _send(self, letter: _Letter) -> None:
+        message = letter.message
         _, timestamp = message.timestamp()
-        while True:
-            try:
-                self._producer.produce(
-                    self._topic, message.value(), message.key(),
-                    headers=headers, timestamp=max(timestamp, 0), on_delivery=on_delivery,
-                )  # fmt: skip
-                return
-            except BufferError:  # the queue is full: let it drain
-                self._producer.poll(0.1)
+        try:
+            self._producer.produce(
+                self._topic, message.value(), message.key(), timestamp=max(timestamp, 0),
+                headers=headers_of(message) + reason_headers(message, letter.reason),
+                on_delivery=partial(self._on_delivery, letter),
+            )  # fmt: skip
+        except BufferError:
+            self._refuse(letter)
+        except KafkaException as exception:
+            self._outage.report(reason_of(exception))
+            self._refuse(letter)
 
-    def poll(self) -> None:
-        """Take what Kafka acknowledged since."""
-        self._producer.poll(0)
+    def _on_delivery(self, letter: _Letter, error: KafkaError | None, _: Message) -> None:
+        if letter not in self._outstanding:
+            return
+        if error is not None:
+            self._outage.report(error.str())
+            self._refuse(letter)
+            return
+        self._outstanding.discard(letter)
+        self._bytes -= len(letter.message)
+        if not self._outstanding:  # one taken says nothing of those refused, which may be too large
+            self._outage.end()
+            self._delay = SECONDS_BETWEEN_ATTEMPTS[0]
+        letter.acknowledged()
 
-    def flush(self, seconds: float) -> None:
-        """Wait for the acknowledgements of all that was published, at most that long."""
-        self._producer.flush(seconds)
+    def _refuse(self, letter: _Letter) -> None:
+        if not self._refused:
+            self._next_attempt = time.monotonic() + self._delay
+        self._refused.append(letter)

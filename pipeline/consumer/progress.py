@@ -5,7 +5,7 @@ import time
 
 from confluent_kafka import Consumer, Message
 
-from pipeline.command import first_line
+from pipeline.command import first_line, printable
 from pipeline.consumer.table import Stored
 from pipeline.metrics import ConsumerMetrics
 from pipeline.trade import decode, describe
@@ -33,7 +33,7 @@ class Progress:
         self.metrics.batch(stored.inserted, stored.repeated)
         self.stored_this_second += stored.inserted
         for message in messages[: max(0, READABLE_RATE - self.shown_this_second)]:
-            print(f"📥 {describe(decode(message.value()))}", flush=True)
+            print(f"📥 {printable(describe(decode(message.value())))}", flush=True)
         self.shown_this_second += len(messages)
 
     def dead_letter(self, message: Message, reason: Exception) -> None:
@@ -42,7 +42,7 @@ class Progress:
         self.metrics.dead_letter(reason)
         if self.shown_this_second < READABLE_RATE:
             place = f"partition {message.partition()}, offset {message.offset()}"
-            log.warning("⚠️  Dead letter (%s): %s", place, first_line(reason))
+            log.warning("⚠️  Dead letter (%s): %s", place, printable(first_line(reason)))
         self.shown_this_second += 1
 
     def show_rate(self, consumer: Consumer) -> None:

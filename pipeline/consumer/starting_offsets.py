@@ -2,110 +2,127 @@
 
 librdkafka's own `auto.offset.reset=latest` decides anew at every start until something is committed: a consumer killed
 before its first batch would skip what was traded in between, and a partition added later would lose its first trades.
-So a new group's starting offsets are committed before anything is read, with the time of that moment as
-their metadata. It tells whoever meets a partition without an offset later what "latest" meant for the group.
+So a new group's starting offsets are committed before anything is read: of all partitions in one commit, by the member
+that has partition 0, so that there is one such commit. From then on, a partition without an offset was added or made
+again, and is read from its oldest trade.
+
+Kafka forgets a topic's offsets when the topic is deleted. Therefore each commit names the topic's id, and an offset of
+another topic's is none; and a trace outlives the topic: an offset in the dead-letter topic, which nobody reads from.
+What Kafka cannot know is that a group existed of which it has deleted everything: one without members for longer than
+the broker's `offsets.retention.minutes`, or whose topic and dead-letter topic were both deleted. It starts as new.
 """
 
-import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 
-from pipeline.command import stop_requested
+from pipeline.kafka import client
 from pipeline.settings import Settings
 
-SECONDS_TO_ANSWER = 5.0
-_JOINED = "joined="
-
-log = logging.getLogger(__name__)
+SECONDS_TO_ANSWER = 2.0  # for each of four requests; a stop waits for them
+SECONDS_BETWEEN_LOOKS = 1.0  # at the topic's id
+SECONDS_BETWEEN_TRACES = 3600.0  # it would expire, as nobody subscribes to the dead-letter topic
 
 
 class StartingOffsets:
-    """Decides the starting offsets of one group, and carries the time of its first start along."""
+    """Decides the starting offsets of one group, and notices when its topic was made again."""
 
     def __init__(self, consumer: Consumer, settings: Settings, from_beginning: bool) -> None:
         self._consumer = consumer
-        # The consumer has a list_topics, too, but within its callback on_assign that breaks the callbacks after it
-        # (the process aborts: "CallState_get: Assertion `cs != NULL' failed"; confluent-kafka 2.16.1).
-        self._admin = AdminClient(settings.kafka | {"log_level": 0})
+        self._admin = client(AdminClient, settings.kafka)
         self._topic = settings.topic
+        self._trace = TopicPartition(settings.dead_letter_topic, 0)
         self._latest = settings.auto_offset_reset == "latest" and not from_beginning
         self._rewind = from_beginning
         self._rewound: set[int] = set()
-        self._joined_ms: int | None = None
+        self._label = ""  # the metadata of each commit: the topic's id
+        self._look: Future[TopicDescription] | None = None
+        self._next_look = 0.0
+        self._next_trace = 0.0
 
-    def mark(self, positions: Iterable[TopicPartition]) -> list[TopicPartition]:
-        """Return the positions to commit: those that are known, with the time of the group's first start."""
-        metadata = f"{_JOINED}{self._joined_ms}"
-        return [TopicPartition(p.topic, p.partition, p.offset, metadata) for p in positions if p.offset >= 0]
+    def of(self, assigned: list[TopicPartition]) -> list[TopicPartition] | None:
+        """Return the partitions with the offsets to start at; None until all of those are committed: ask again then.
 
-    def of(self, assigned: list[TopicPartition]) -> list[TopicPartition]:
-        """Return the partitions with the offsets to start at, committed where they are new; [] if that cannot be.
-
-        Waits for the broker as long as it takes.
+        Raises `KafkaException`. Not for a callback: there, further requests of the same consumer abort the process
+        ("CallState_get: Assertion `cs != NULL' failed"; confluent-kafka 2.16.1).
         """
-        while not stop_requested():
-            try:
-                return self._decide([partition.partition for partition in assigned])
-            except KafkaException as exception:
-                if not _is_passing(exception.args[0]):
-                    log.warning("⚠️  Kafka took the partitions back at once: %s", exception.args[0].str())
-                    return []
-        return []
+        topic = self._describe().result()
+        self._label, self._look = f"topic={topic.topic_id}", None
+        mine = {partition.partition for partition in assigned}
+        known = self._committed({partition.id for partition in topic.partitions} | mine)
+        if known is None:
+            if 0 in mine:
+                self._start_group({partition.id for partition in topic.partitions})
+            return None
+        new = {n for n in mine if n not in known or (self._rewind and n not in self._rewound)}
+        starts = known | self._list_offsets(new, OffsetSpec.earliest())
+        if changed := {n: starts[n] for n in new if starts[n] != known.get(n)}:
+            self._commit(changed)
+            return None
+        self._rewound |= mine
+        return [TopicPartition(self._topic, n, starts[n]) for n in mine]
 
-    def _decide(self, assigned: list[int]) -> list[TopicPartition]:
-        committed = self._committed_by_partition()
-        self._joined_ms = min(filter(None, map(_joined, committed.values())), default=None)
-        starts = [self._start(number, committed) for number in assigned]
-        self._joined_ms = self._joined_ms or int(time.time() * 1000)
-        if fresh := [start for start in starts if start.offset != committed[start.partition].offset]:
-            self._consumer.commit(offsets=self.mark(fresh), asynchronous=False)
-        self._rewound.update(assigned)
-        return starts
+    def labelled(self, positions: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """Return the positions as they are to be committed: those that are known, with the topic's id."""
+        offsets = [TopicPartition(p.topic, p.partition, p.offset, self._label) for p in positions if p.offset >= 0]
+        if offsets and time.monotonic() >= self._next_trace:
+            self._next_trace = time.monotonic() + SECONDS_BETWEEN_TRACES
+            offsets.append(TopicPartition(self._trace.topic, self._trace.partition, 0))
+        return offsets
 
-    def _start(self, number: int, committed: dict[int, TopicPartition]) -> TopicPartition:
-        start = TopicPartition(self._topic, number)
-        rewind = self._rewind and number not in self._rewound
-        if committed[number].offset >= 0 and not rewind:
-            start.offset = committed[number].offset
-            return start
-        oldest, newest = self._consumer.get_watermark_offsets(start, timeout=SECONDS_TO_ANSWER)
-        group_is_new = all(partition.offset < 0 for partition in committed.values())
-        if not self._latest:
-            start.offset = oldest
-        elif group_is_new:
-            start.offset = newest
-        else:  # another member has just started the group, or the partition was added since
-            start.offset = self._offset_when_joined(start, oldest, newest)
-        return start
+    def made_again(self) -> bool:
+        """Tell whether the topic is another one than `of` saw. Returns at once, and looks once a second."""
+        if self._look is None:
+            if self._label and time.monotonic() >= self._next_look:
+                self._look = self._describe()
+            return False
+        if not self._look.done():
+            return False
+        look, self._look = self._look, None
+        self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        return look.exception() is None and f"topic={look.result().topic_id}" != self._label
 
-    def _offset_when_joined(self, partition: TopicPartition, oldest: int, newest: int) -> int:
-        if self._joined_ms is None:  # a group that did not start here; then rather too much than too little
-            return oldest
-        moment = TopicPartition(self._topic, partition.partition, self._joined_ms)
-        [found] = self._consumer.offsets_for_times([moment], timeout=SECONDS_TO_ANSWER)
-        return found.offset if found.offset >= 0 else newest
+    def _describe(self) -> "Future[TopicDescription]":
+        asked = TopicCollection([self._topic])
+        answer: Future[TopicDescription] = self._admin.describe_topics(asked, request_timeout=SECONDS_TO_ANSWER)[
+            self._topic
+        ]
+        return answer
 
-    def _committed_by_partition(self) -> dict[int, TopicPartition]:
-        metadata = self._admin.list_topics(self._topic, timeout=SECONDS_TO_ANSWER)
-        everything = [TopicPartition(self._topic, number) for number in metadata.topics[self._topic].partitions]
-        return {c.partition: c for c in self._consumer.committed(everything, timeout=SECONDS_TO_ANSWER)}
+    def _committed(self, numbers: set[int]) -> dict[int, int] | None:
+        """Return the group's offsets of this topic by partition; None if the group has never started."""
+        asked = [*(TopicPartition(self._topic, n) for n in sorted(numbers)), self._trace]
+        *offsets, trace = self._consumer.committed(asked, timeout=SECONDS_TO_ANSWER)
+        for offset in offsets:
+            if offset.error:
+                raise KafkaException(offset.error)
+        if trace.offset < 0 and all(offset.offset < 0 for offset in offsets):
+            return None
+        return {o.partition: o.offset for o in offsets if o.offset >= 0 and not self._is_of_another_topic(o)}
 
+    def _is_of_another_topic(self, offset: TopicPartition) -> bool:
+        label = offset.metadata or ""
+        return label.startswith("topic=") and label != self._label
 
-def _joined(committed: TopicPartition) -> int | None:
-    text = (committed.metadata or "").removeprefix(_JOINED)
-    return int(text) if text.isdecimal() else None
+    def _start_group(self, numbers: set[int]) -> None:
+        oldest = self._list_offsets(numbers, OffsetSpec.earliest())
+        starts = self._list_offsets(numbers, OffsetSpec.latest()) if self._latest else oldest
+        if skipped := sum(starts.values()) - sum(oldest.values()):
+            print(
+                f"A new group starts at the latest offset: {skipped:,} older messages are skipped (--from-beginning "
+                "reads them).", flush=True
+            )  # fmt: skip
+        self._next_trace = 0.0
+        self._commit(starts)
 
+    def _commit(self, offsets: dict[int, int]) -> None:
+        positions = [TopicPartition(self._topic, number, offset) for number, offset in offsets.items()]
+        self._consumer.commit(offsets=self.labelled(positions), asynchronous=True)
 
-def _is_passing(error: KafkaError) -> bool:
-    return error.retriable() or error.code() in (
-        KafkaError._TRANSPORT,
-        KafkaError._TIMED_OUT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._WAIT_COORD,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.REQUEST_TIMED_OUT,
-    )
+    def _list_offsets(self, numbers: set[int], which: OffsetSpec) -> dict[int, int]:
+        asked = {TopicPartition(self._topic, number): which for number in numbers}
+        answers = self._admin.list_offsets(asked, request_timeout=SECONDS_TO_ANSWER) if asked else {}
+        return {partition.partition: answer.result().offset for partition, answer in answers.items()}
