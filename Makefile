@@ -1,15 +1,16 @@
 # `make run` and `make test` need nothing but make and Python 3.11 or newer: the first call of any target sets up
-# the virtual environment .venv with the pinned packages, later ones use it as it is.
+# the virtual environment .venv with the locked packages it needs, later ones use it as it is.
 #     make test PYTHON=python3.13 VENV=.local/python3.13      another Python, in an environment of its own
 
 VENV   := .venv
-PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV_PYTHON := $(VENV)/bin/python
-# Its date is that of the last installation, so pip runs again only when a requirement changes.
-INSTALLED   := $(VENV)/installed
+# The date of such a file is that of its last installation, so pip runs again only when the lock changes.
+INSTALLED     := $(VENV)/requirements-local.txt
+INSTALLED_DEV := $(VENV)/requirements-dev.txt
 
-.PHONY: help run test test-kafka chaos check
+.PHONY: help run test chaos check install lock
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -20,22 +21,31 @@ run: $(INSTALLED) ## everything on this machine, the page at http://localhost:85
 		END_WITH_HONCHO="$$(command -v setpriv >/dev/null && echo setpriv --pdeathsig HUP)" \
 		$(VENV_PYTHON) -m honcho start
 
-test: $(INSTALLED) ## the whole test suite, on the embedded broker and database
+test: $(INSTALLED_DEV) ## the whole test suite
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
 
-test-kafka: $(INSTALLED) ## the same on a real Apache Kafka (needs Java 17 and, the first time, Maven)
-	@exec $(VENV_PYTHON) -m pytest --kafka apache $(ARGS)
-
-chaos: $(INSTALLED) ## a long campaign of crashes, and a count of what was lost
+chaos: $(INSTALLED_DEV) ## a long campaign of crashes, and a count of what was lost
 	@exec $(VENV_PYTHON) -m tests.chaos $(ARGS)
 
-check: $(INSTALLED) ## ruff and mypy
+check: $(INSTALLED_DEV) ## ruff and mypy
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy .
 
+install: $(INSTALLED) $(INSTALLED_DEV) ## only the set-up that run and test do by themselves
+
+lock: $(INSTALLED_DEV) ## write requirements*.txt and the lists of jars anew, after a change of a version
+	$(VENV_PYTHON) -m pip install --quiet uv
+	$(COMPILE) --group dev --group local -o requirements-dev.txt
+	$(COMPILE) --constraint requirements-dev.txt --group local -o requirements-local.txt
+	$(COMPILE) --constraint requirements-dev.txt -o requirements.txt
+	$(VENV_PYTHON) -m pipeline.local_stack.jars pipeline/local_stack/kafka.lock benchmarks/peers/connect.lock
+
+COMPILE = $(VENV_PYTHON) -m uv pip compile pyproject.toml --quiet --universal --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+
 # Debian keeps the part of Python that makes virtual environments (ensurepip) in a package of its own.
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(VENV)/requirements-%.txt: requirements-%.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or name it: make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -45,7 +55,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "make: $(PYTHON) cannot make virtual environments yet: sudo apt-get install python3-venv" >&2; exit 1; }; \
 	}
-	@echo "Setting up $(VENV) with the packages of requirements-dev.txt, once ..."
+	@echo "Setting up $(VENV) with the packages of $<, once ..."
 	@$(VENV_PYTHON) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@$(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet -r $<
 	@touch $@

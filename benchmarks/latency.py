@@ -17,8 +17,8 @@ import signal
 import sys
 from datetime import UTC, datetime
 
-from benchmarks.sink import BROKERS, default_broker, processor
-from tests.services import Database, Postgres, Script, environment_of, eventually
+from benchmarks.sink import processor
+from tests.services import Database, Kafka, Postgres, Script, environment_of, eventually
 
 PERCENTILES = (50, 90, 99, 99.9, 100)
 
@@ -37,7 +37,7 @@ LATENCIES = """
 def measure(options: argparse.Namespace) -> tuple[int, list[float], int]:
     """Run both scripts; return the number of rows, their latencies at `PERCENTILES` (ms), and the transactions."""
     count = options.rate * (options.seconds + 1)
-    with BROKERS[options.kafka]() as broker, Postgres(track_commit_timestamp="on") as postgres:
+    with Kafka() as broker, Postgres(track_commit_timestamp="on") as postgres:
         environment = environment_of(broker.bootstrap_servers, postgres.url, "orders", "latency")
         consumer = Script(["consumer.py"], environment)
         try:
@@ -66,7 +66,6 @@ def main() -> int:
     )
     parser.add_argument("--rate", type=int, default=1000, help="trades per second")
     parser.add_argument("--seconds", type=int, default=30)
-    parser.add_argument("--kafka", choices=BROKERS, default=default_broker())
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
@@ -75,10 +74,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Interrupted.")
         return 130
-    broker = BROKERS[options.kafka].title
     print(
-        f"{rows:,} trades at {options.rate:,}/s, {rows / transactions:.1f} a transaction; {broker}, PostgreSQL 18.6, "
-        f"Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"
+        f"{rows:,} trades at {options.rate:,}/s, {rows / transactions:.1f} a transaction; {Kafka.title}, "
+        f"PostgreSQL 18.6, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}\n"
     )
     print("| produced → committed | " + " | ".join(name(percentile) for percentile in PERCENTILES) + " |")
     print("|---|" + "---:|" * len(PERCENTILES))

@@ -1,7 +1,6 @@
 """How fast and how evenly producer.py produces, against a bare loop of librdkafka's produce() in the same run.
 
     python -m benchmarks.producer                       # with a broker of its own
-    python -m benchmarks.producer --kafka embedded      # with local_stack.py's
     python -m benchmarks.producer --bootstrap localhost:9092
 
 Full speed: producer.py's own loop, trades made on the way, and a loop over one constant trade with the same settings
@@ -28,10 +27,10 @@ from uuid import uuid4
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from benchmarks.sink import BROKERS, default_broker, processor, show
+from benchmarks.sink import processor, show
 from pipeline.settings import read_settings
 from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX_RATE, TradeProducer, Trades, open_market
-from tests.services import Script, environment_of
+from tests.services import Kafka, Script, environment_of
 
 SECONDS_OF_PACE = 10
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -174,12 +173,11 @@ def main() -> int:
     )
     parser.add_argument("--trades", type=int, default=1_000_000, help="in each round of full speed")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kafka", choices=BROKERS, default=default_broker(), help="the broker to start")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="use this broker instead")
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
-    title = options.bootstrap or BROKERS[options.kafka].title
+    title = options.bootstrap or Kafka.title
     print(
         f"{title}, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"
     )
@@ -187,7 +185,7 @@ def main() -> int:
         if options.bootstrap:
             measure(options.bootstrap, options.trades, options.rounds)
         else:
-            with BROKERS[options.kafka]() as broker:
+            with Kafka() as broker:
                 measure(broker.bootstrap_servers, options.trades, options.rounds)
     except KeyboardInterrupt:
         print("Interrupted.")

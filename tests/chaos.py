@@ -1,7 +1,7 @@
 """Trades flow while everything is killed, again and again; afterwards every row is accounted for.
 
     python -m tests.chaos                                              # 100 faults, 1,000,000 trades
-    python -m tests.chaos --faults 20 --trades 100000 --seed 7 --kafka embedded
+    python -m tests.chaos --faults 20 --trades 100000 --seed 7
 
 One to three consumers share three partitions. At random moments one of them is killed (SIGKILL), frozen for longer
 than its session lasts, joins or leaves; PostgreSQL or the broker crashes and comes back; both do at once; or the
@@ -11,8 +11,7 @@ machine repeats the microsecond at which it hits.
 
 Found has to be: every trade that Kafka acknowledged in the table with its values, no row that was not produced, and
 in the dead-letter topic each invalid message, bytes and key, and nothing else. No consumer may end by itself, print
-a traceback, or take more than ten seconds to leave. The embedded broker keeps topics in memory only, so with it the
-broker is spared.
+a traceback, or take more than ten seconds to leave.
 """
 
 import argparse
@@ -32,16 +31,7 @@ from functools import partial
 from confluent_kafka import KafkaError, Message, Producer
 
 from pipeline.trade import Trade, encode
-from tests.services import (
-    ApacheKafka,
-    EmbeddedKafka,
-    Kafka,
-    Postgres,
-    Script,
-    environment_of,
-    eventually,
-    missing_for_apache,
-)
+from tests.services import Kafka, Postgres, Script, environment_of, eventually
 
 TOPIC, GROUP = "orders", "chaos"
 PARTITIONS = 3
@@ -198,9 +188,9 @@ class Campaign:
             ("consumer left", self.remove_consumer, 3),
             ("PostgreSQL crashed", self.crash_postgres, 4),
             ("table locked", self.lock_table, 2),
+            ("broker killed", self.kill_broker, 2),
+            ("both crashed at once", self.crash_both, 2),
         ]
-        if self.broker.keeps_topics:
-            kinds += [("broker killed", self.kill_broker, 2), ("both crashed at once", self.crash_both, 2)]
         while True:
             name, action, _ = self.random.choices(kinds, weights=[weight for *_, weight in kinds])[0]
             possible = {
@@ -431,13 +421,11 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--trades", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    default = "embedded" if missing_for_apache() else "apache"
-    parser.add_argument("--kafka", choices=("apache", "embedded"), default=default)
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
     try:
-        with (ApacheKafka if options.kafka == "apache" else EmbeddedKafka)() as broker, Postgres() as postgres:
+        with Kafka() as broker, Postgres() as postgres:
             print(f"Seed {options.seed}, {broker.title}, PostgreSQL 18.6", flush=True)
             report = Campaign(broker, postgres, options.seed).run(options.faults, options.trades)
     except KeyboardInterrupt:

@@ -8,16 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.services import (
-    ApacheKafka,
-    Database,
-    EmbeddedKafka,
-    Kafka,
-    Postgres,
-    Script,
-    environment_of,
-    missing_for_apache,
-)
+from tests.services import Database, Kafka, Postgres, Script, environment_of
 
 RunScript = Callable[..., Script]
 
@@ -26,28 +17,16 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # so that pytest ends every fixture, and with it every process
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kafka", choices=("embedded", "apache"), default="embedded", help="the broker to test with")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # pipeline.command, imported above, took the signals for a script's orderly end; here they end the suite.
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def pytest_configure() -> None:
+    for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)
-    if config.getoption("--kafka") == "apache" and (missing := missing_for_apache()):
-        raise pytest.UsageError(f"--kafka apache needs {missing}: install Java 17 and Maven")
 
 
 @pytest.fixture(scope="session")
-def kafka_class(pytestconfig: pytest.Config) -> type[Kafka]:
-    """The kind of broker that the suite runs with."""
-    return ApacheKafka if pytestconfig.getoption("--kafka") == "apache" else EmbeddedKafka
-
-
-@pytest.fixture(scope="session")
-def broker(kafka_class: type[Kafka]) -> Iterator[Kafka]:
+def broker() -> Iterator[Kafka]:
     """A broker for the whole suite; a test that harms it takes `own_broker`."""
-    with kafka_class() as server:
+    with Kafka() as server:
+        server.archive_classes()  # so that the other brokers start quickly
         yield server
 
 
@@ -59,9 +38,9 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def own_broker(kafka_class: type[Kafka]) -> Iterator[Kafka]:
+def own_broker() -> Iterator[Kafka]:
     """A broker that this test may stop, kill and start again."""
-    with kafka_class() as server:
+    with Kafka() as server:
         yield server
 
 
@@ -89,10 +68,7 @@ def topic() -> str:
 @pytest.fixture
 def environment(broker: Kafka, database: Database, topic: str) -> dict[str, str]:
     """The environment of a script that uses this test's broker, topic, group and database."""
-    own = environment_of(broker.bootstrap_servers, database.url, topic, f"group-{topic}")
-    # The embedded broker answers a fetch only when its wait is over. Short ones make the suite shorter; they
-    # are no default, because with tens of thousands of requests in a topic that broker then finds nothing in time.
-    return own | ({} if broker.keeps_topics else {"KAFKA_FETCH_WAIT_MAX_MS": "10"})
+    return environment_of(broker.bootstrap_servers, database.url, topic, f"group-{topic}")
 
 
 @pytest.fixture

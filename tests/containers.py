@@ -4,24 +4,18 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
-from local_stack import POSTGRES_BINARIES
-from tests.services import KAFKA_VERSION, PASSWORD, ROOT, maven_jars
+from pipeline.local_stack.kafka_server import TOOLS, java
+from pipeline.local_stack.postgres_server import BINARIES
+from tests.services import PASSWORD, ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
-# The scripts in the Kafka image's /usr/bin that README.md and docker-compose.yml use, and the classes they start.
-KAFKA_TOOLS = {
-    "kafka-topics": "org.apache.kafka.tools.TopicCommand",
-    "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
-    "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
-}
 POSTGRES_PROGRAMS = ("psql", "pg_isready")
 
 
@@ -40,10 +34,8 @@ def run_kafka_tool(
 ) -> subprocess.CompletedProcess[str]:
     """Run `kafka-topics …` as in the container `kafka`, on another broker."""
     tool, *arguments = words
-    jars = maven_jars(Path(__file__).parent / "kafka" / "tools.xml", "kafka-tools", KAFKA_VERSION)
-    quiet = ["-Xmx128m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"]
     addressed = [bootstrap_servers if word in ("localhost:9092", "kafka:29092") else word for word in arguments]
-    return _run(["java", *quiet, "-cp", f"{jars}/*", KAFKA_TOOLS[tool], *addressed])
+    return _run(java(TOOLS[tool], *addressed))
 
 
 def run_postgres_program(
@@ -54,7 +46,7 @@ def run_postgres_program(
     assert program in POSTGRES_PROGRAMS
     port = urlsplit(database_url).port
     variables = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGPASSWORD": PASSWORD, "PAGER": "cat"}
-    return _run([str(POSTGRES_BINARIES / program), *arguments], os.environ | variables, text)
+    return _run([str(BINARIES / program), *arguments], os.environ | variables, text)
 
 
 def _run(

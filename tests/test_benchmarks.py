@@ -1,10 +1,8 @@
-"""The benchmarks run: small, on the embedded broker, for their output and not for their figures."""
+"""The benchmarks run: small, for their output and not for their figures."""
 
 import os
 
 from tests.services import Script
-
-EMBEDDED = ("--kafka", "embedded")
 
 
 def run(*words: str) -> str:
@@ -17,7 +15,7 @@ def run(*words: str) -> str:
 
 
 def test_sink_compares_the_consumer_with_the_limit_and_checks_the_rows() -> None:
-    output = run("benchmarks.sink", "--systems", "copy,consumer,insert", "--trades", "3000", "--rounds", "1", *EMBEDDED)
+    output = run("benchmarks.sink", "--systems", "copy,consumer,insert", "--trades", "3000", "--rounds", "1")
     table = [line for line in output.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in table[2:]] == [
         "psql \\copy (the limit)",
@@ -27,7 +25,7 @@ def test_sink_compares_the_consumer_with_the_limit_and_checks_the_rows() -> None
 
 
 def test_latency_prints_percentiles_of_every_trade_after_the_first_second() -> None:
-    output = run("benchmarks.latency", "--rate", "200", "--seconds", "2", *EMBEDDED)
+    output = run("benchmarks.latency", "--rate", "200", "--seconds", "2")
     assert "p50" in output
     assert "p99" in output
     assert output.splitlines()[-1].startswith("| milliseconds |")

@@ -18,7 +18,8 @@ import jsonschema
 import psycopg2
 import pytest
 
-from local_stack import Address, database_command
+from pipeline.local_stack.kafka_server import CLUSTER_ID
+from pipeline.local_stack.postgres_server import OPTIONS
 from pipeline.postgres import table_problem
 from pipeline.settings import DEFAULT_DATABASE_URL, read_settings
 from tests.conftest import RunScript
@@ -30,7 +31,7 @@ from tests.containers import (
     run_kafka_tool,
     run_postgres_program,
 )
-from tests.services import ROOT, ApacheKafka, Kafka, Postgres, eventually, free_port
+from tests.services import ROOT, Kafka, Postgres, eventually, free_port
 
 INFRASTRUCTURE = {"kafka", "postgres", "topic"}
 SCRIPTS = {"producer", "consumer", "dashboard"}
@@ -132,8 +133,7 @@ def test_one_variable_sets_the_partitions_for_the_topic_and_the_scripts(partitio
 
 
 def test_postgres_has_the_options_of_the_local_stack() -> None:
-    local = database_command(Path("folder"), Address("localhost", 5432, "DATABASE_URL"))
-    assert set(options_of_postgres().items()) < {tuple(word.split("=", 1)) for word in local if "=" in word}
+    assert options_of_postgres().items() < OPTIONS.items()
 
 
 def options_of_postgres() -> dict[str, str]:
@@ -141,13 +141,6 @@ def options_of_postgres() -> dict[str, str]:
 
 
 # -- what the containers run
-
-
-@pytest.fixture(scope="session")
-def apache(broker: Kafka) -> ApacheKafka:
-    if not isinstance(broker, ApacheKafka):
-        pytest.skip("needs Apache Kafka's own programs, or time and the network: tried with --kafka apache")
-    return broker
 
 
 def test_postgres_starts_with_its_options_and_its_health_check_tells() -> None:
@@ -177,31 +170,26 @@ def test_the_init_folder_makes_the_table(postgres: Postgres) -> None:
     postgres.drop_database(database)
 
 
-class ComposeKafka(ApacheKafka):
-    """Apache Kafka with the settings that Compose gives its container, but for the addresses and the folder."""
+class ComposeKafka(Kafka):
+    """A broker with the settings that Compose gives its container, but for the addresses and the folder."""
 
-    name = "compose-kafka"
-
-    def _properties(self) -> dict[str, object]:
+    def properties(self) -> dict[str, object]:
         # As the image does it: KAFKA_NODE_ID=1 becomes node.id=1.
         properties: dict[str, object] = {
             name.removeprefix("KAFKA_").lower().replace("_", "."): value
             for name, value in environment_in_container("kafka").items()
             if name.startswith("KAFKA_")
         }
-        ports = {"9092": str(self.address.port), "29092": str(free_port()), "29093": str(self._controller_port)}
+        ports = {"9092": self.address.port, "29092": free_port(), "29093": self.voters[self.node_id]}
         for name, value in properties.items():
             if name.endswith(("listeners", "voters")):
                 local = re.sub(r"(?<=[/@])(0\.0\.0\.0|kafka|localhost)(?=:)", "127.0.0.1", str(value))
-                properties[name] = re.sub(r"\d+(?=,|$)", lambda found: ports[found[0]], local)
-        return properties | {"log.dirs": self.folder / "data"}
-
-    def _format(self, properties: Path) -> None:
-        cluster = ["--cluster-id", SERVICES["kafka"]["environment"]["CLUSTER_ID"], "--config", str(properties)]
-        self._run(self._java("kafka.tools.StorageTool", "format", *cluster))
+                properties[name] = re.sub(r"\d+(?=,|$)", lambda found: str(ports[found[0]]), local)
+        return properties | {"log.dirs": self.data / "topics"}
 
 
-def test_kafka_starts_with_its_settings_its_topic_is_created_and_its_health_check_tells(apache: ApacheKafka) -> None:
+def test_kafka_starts_with_its_settings_its_topic_is_created_and_its_health_check_tells() -> None:
+    assert SERVICES["kafka"]["environment"]["CLUSTER_ID"] == CLUSTER_ID
     check = SERVICES["kafka"]["healthcheck"]["test"][1:]
     create = [interpolated(word, {"KAFKA_TOPIC_PARTITIONS": "3"}) for word in SERVICES["topic"]["command"]]
     with ComposeKafka() as server:
@@ -287,14 +275,15 @@ def test_the_image_runs_as_nobody_special_on_a_python_that_is_supported() -> Non
 
 
 def test_every_requirement_is_pinned() -> None:
-    requirements = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1].isalpha()]
-    assert all(re.fullmatch(r"[a-z0-9-]+(\[[a-z,]+\])?==[\w.]+", line) for line in requirements)
+    requirements = (ROOT / "requirements.txt").read_text().replace("\\\n", "").splitlines()
+    pinned = re.compile(r"[a-z0-9-]+==[\w.]+( ; .+)?( +--hash=sha256:[0-9a-f]{64})+")
+    assert all(pinned.fullmatch(line.strip()) for line in requirements if not line.lstrip().startswith("#"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_install_steps_give_an_environment_in_which_every_script_runs(
-    image: Path, environment: dict[str, str], tmp_path: Path, apache: ApacheKafka
+    image: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     programs = tmp_path / "venv" / "bin"

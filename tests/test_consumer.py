@@ -16,14 +16,13 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from local_stack import SERVER_USER
+from pipeline.local_stack.postgres_server import PostgresServer
 from pipeline.trade import Trade, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
 from tests.services import Database, Kafka, Postgres, Script, eventually
 
 STARTED = "🟢 Consumer started. Waiting for trades..."
-GROUP_JOINED = 30  # seconds; the embedded broker holds a new member for half its session time-out
 
 
 BAD_MESSAGES = {
@@ -38,7 +37,7 @@ BAD_MESSAGES = {
 def started(run_script: RunScript, *options: str, **variables: str) -> Script:
     """Start a consumer that has its partitions."""
     consumer = run_script("consumer.py", *options, **variables)
-    consumer.wait_for_line(STARTED, GROUP_JOINED)
+    consumer.wait_for_line(STARTED)
     return consumer
 
 
@@ -448,7 +447,7 @@ def small_disk(own_postgres: Postgres) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=777", "tmpfs", str(disk)]).returncode != 0:
         pytest.skip("a small disk can only be mounted by root")
     (disk / "space").mkdir(mode=0o700)
-    shutil.chown(disk / "space", SERVER_USER or os.getuid())
+    shutil.chown(disk / "space", PostgresServer.user or os.getuid())
     with closing(own_postgres.database.connect()) as connection:
         connection.autocommit = True  # as CREATE TABLESPACE asks for
         connection.cursor().execute(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
@@ -484,8 +483,6 @@ def test_a_broker_that_crashes_is_waited_for(
     own_broker.kill()
     consumer.wait_for_line("⚠️  Kafka at")
     own_broker.start()
-    if not own_broker.keeps_topics:
-        own_broker.create_topic(topic)
     own_broker.produce(topic, [trade() for _ in range(100)])
     eventually(lambda: database.count() == 200, timeout=60)
     assert consumer.stop() == 0
@@ -525,8 +522,6 @@ def test_a_stop_while_a_lock_keeps_the_table(
 def test_consumers_that_join_leave_and_die_share_the_partitions(
     broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
-    if not broker.keeps_topics:
-        pytest.skip("the embedded broker can lose a group whose members die: make test-kafka")
     broker.create_topic(topic, partitions=6)
     consumers = [started(run_script, "--from-beginning") for _ in range(3)]
     producer = run_script("producer.py", "--rate", "1000", "--count", "15000")

@@ -7,7 +7,7 @@ import pytest
 from pipeline.kafka import ensure_topic, wait_for_brokers
 from pipeline.settings import Settings, read_settings
 from pipeline.user_error import UsageError, UserError
-from tests.services import ApacheKafka, Kafka, eventually, free_port
+from tests.services import Kafka, eventually, free_port
 
 
 def settings_for(bootstrap_servers: str, **variables: str) -> Settings:
@@ -75,7 +75,5 @@ def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: Kafka, top
 
 
 def test_a_name_that_kafka_refuses_is_told(broker: Kafka) -> None:
-    if not isinstance(broker, ApacheKafka):
-        pytest.skip("the embedded broker takes any name")
     with pytest.raises(UserError, match="not a topic"):
         ensure_topic(settings_for(broker.bootstrap_servers), "not a topic", 10)

@@ -3,15 +3,20 @@
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
 import psycopg2
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
+from pipeline.local_stack.jars import JARS
 from tests.services import PASSWORD, ROOT, USER, Database, Script, environment_of, eventually, free_port
 
 
@@ -20,38 +25,43 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.data = folder / ".local"
         for name in ("pipeline", "sql"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "local_stack.py", folder)
+        share_jars(folder)
         self.started: list[Script] = []
-        self.broker_port, self.database_port = free_port(), free_port()
-        self.database = Database(f"postgresql://{USER}:{PASSWORD}@localhost:{self.database_port}/kafka_db")
-        self.environment = environment_of(f"localhost:{self.broker_port}", self.database.url, "orders", "group")
+        self.move(free_port(), free_port())
 
-    def start(self, **variables: str) -> Script:
-        self.started.append(Script(["local_stack.py"], self.environment | variables, self.folder))
+    def move(self, broker_port: int, database_port: int) -> None:
+        self.broker_port, self.database_port = broker_port, database_port
+        self.database = Database(f"postgresql://{USER}:{PASSWORD}@localhost:{database_port}/kafka_db")
+        self.environment = environment_of(f"localhost:{broker_port}", self.database.url, "orders", "group")
+
+    def start(self, *words: str, **variables: str) -> Script:
+        self.started.append(Script(["local_stack.py", *words], self.environment | variables, self.folder))
         return self.started[-1]
 
     def start_and_wait(self) -> Script:
         script = self.start()
-        script.wait_for_line("Ctrl-C ends both")
+        script.wait_for_line("Ctrl-C ends both", timeout=60)
         return script
 
     def kill_all(self) -> None:
-        for script in self.started:
-            script.kill()
-        for server in self.servers():
-            server.kill()
+        """Kill every process at once, as a pulled plug would."""
+        processes = [psutil.Process(script.pid) for script in self.started if script.running] + self.servers()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
 
     def servers(self) -> list[psutil.Process]:
         """The servers that run for this copy, whoever is their parent."""
         found = []
-        for path in (self.folder / ".local").glob("*.pid"):
-            try:
-                server = psutil.Process(int(path.read_text()))
-                found += [server, *server.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                pass
+        for process in psutil.process_iter(["name"]):
+            with suppress(psutil.Error):
+                if process.info["name"] in ("java", "postgres") and process.cwd().startswith(str(self.data.resolve())):
+                    found.append(process)
         return found
 
     def listens(self) -> list[int]:
@@ -63,6 +73,39 @@ class Stack:
                     ports.append(port)
         return ports
 
+    def fill(self) -> None:
+        """Store a row, a message, a dead letter and a committed offset."""
+        self.database.query("INSERT INTO trades (trade_id) VALUES ('kept')")
+        servers = {"bootstrap.servers": f"localhost:{self.broker_port}"}
+        admin = AdminClient(servers)
+        for created in admin.create_topics([NewTopic("orders"), NewTopic("orders.dlq")]).values():
+            created.result()
+        producer = Producer(servers)
+        for value in (b"first", b"second"):
+            producer.produce("orders", value)
+        producer.produce("orders.dlq", b"bad")
+        assert producer.flush(10) == 0
+        with closing(Consumer(servers | {"group.id": "group"})) as consumer:
+            consumer.commit(offsets=[TopicPartition("orders", 0, 1)], asynchronous=False)
+
+    def assert_filled(self) -> None:
+        assert self.database.query("SELECT trade_id FROM trades") == [("kept",)]
+        servers = {"bootstrap.servers": f"localhost:{self.broker_port}", "auto.offset.reset": "earliest"}
+        with closing(Consumer(servers | {"group.id": "group"})) as consumer:
+            places = [TopicPartition("orders", 0), TopicPartition("orders.dlq", 0, 0)]
+            assert [place.offset for place in consumer.committed(places[:1], timeout=20)] == [1]
+            places[0].offset = 0
+            consumer.assign(places)
+            messages = consumer.consume(3, timeout=20)
+            assert sorted(message.value() for message in messages) == [b"bad", b"first", b"second"]
+
+
+def share_jars(folder: Path) -> None:
+    """Let a copy of the project use the jars that are here, and download what is not here only once."""
+    JARS.mkdir(parents=True, exist_ok=True)
+    (folder / ".local").mkdir()
+    (folder / ".local" / "jars").symlink_to(JARS)
+
 
 @pytest.fixture
 def stack() -> Iterator[Stack]:
@@ -70,6 +113,8 @@ def stack() -> Iterator[Stack]:
         copy = Stack(Path(folder))
         yield copy
         copy.kill_all()
+        for script in copy.started:
+            script.kill()
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -84,9 +129,8 @@ def one_line(text: str) -> str:
 
 def test_it_says_where_the_services_are_and_ctrl_c_leaves_none(stack: Stack) -> None:
     script = stack.start_and_wait()
-    assert f"localhost:{stack.broker_port}" in script.wait_for_line("🟢 Kafka")
-    assert f"localhost:{stack.database_port}" in script.wait_for_line("🟢 PostgreSQL")
-    assert "memory only" in script.stdout
+    for port in (stack.broker_port, stack.database_port):
+        assert f"localhost:{port}" in script.wait_for_line("🟢 Kafka")
     assert stack.database.count() == 0
     servers = stack.servers()
     assert len(servers) > 2
@@ -97,7 +141,7 @@ def test_it_says_where_the_services_are_and_ctrl_c_leaves_none(stack: Stack) -> 
     assert script.stderr == ""
 
 
-@pytest.mark.parametrize("moment", ["Preparing PostgreSQL", None])
+@pytest.mark.parametrize("moment", ["Preparing Kafka and PostgreSQL", None])
 def test_a_stop_while_it_starts_leaves_nothing(stack: Stack, moment: str | None) -> None:
     script = stack.start()
     if moment:
@@ -111,25 +155,112 @@ def test_a_stop_while_it_starts_leaves_nothing(stack: Stack, moment: str | None)
     assert stack.listens() == []
 
 
-def test_killed_and_started_again_it_clears_up_and_keeps_the_rows(stack: Stack) -> None:
+@pytest.mark.parametrize("ending", ["Ctrl-C", "SIGKILL of every process", "SIGKILL of local_stack.py"])
+def test_stopped_in_any_way_and_started_again_it_has_everything(stack: Stack, ending: str) -> None:
     first = stack.start_and_wait()
-    stack.database.query("INSERT INTO trades (trade_id) VALUES ('kept')")
+    stack.fill()
     servers = stack.servers()
-    first.kill()
+    if ending == "Ctrl-C":
+        assert first.stop() == 0
+    elif ending == "SIGKILL of every process":
+        stack.kill_all()
+    else:
+        first.kill()
     second = stack.start_and_wait()
     assert gone(servers)
-    assert stack.database.query("SELECT trade_id FROM trades") == [("kept",)]
+    assert "Preparing" not in second.stdout
+    stack.assert_filled()
     assert second.stop() == 0
+    assert second.stderr == ""
     assert stack.listens() == []
 
 
-def test_stopped_and_started_again_it_keeps_the_rows(stack: Stack) -> None:
+def test_on_other_ports_it_has_everything(stack: Stack) -> None:
     first = stack.start_and_wait()
-    stack.database.query("INSERT INTO trades (trade_id) VALUES ('kept')")
+    stack.fill()
     assert first.stop() == 0
-    second = stack.start_and_wait()
-    assert "Preparing" not in second.stdout
-    assert stack.database.query("SELECT trade_id FROM trades") == [("kept",)]
+    stack.move(free_port(), free_port())
+    stack.start_and_wait()
+    stack.assert_filled()
+
+
+def test_who_works_in_its_folder_but_is_no_server_of_it_lives_on(stack: Stack) -> None:
+    (stack.data / "kafka").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], cwd=stack.data / "kafka", stdin=subprocess.PIPE
+    ) as stranger:
+        script = stack.start_and_wait()
+        assert script.stop() == 0
+        assert stranger.poll() is None
+
+
+@pytest.mark.parametrize(("file", "version"), [("kafka/version", "99.1.0"), ("postgres/PG_VERSION", "17\n")])
+def test_data_of_another_version_are_refused_and_kept(stack: Stack, file: str, version: str) -> None:
+    path = stack.data / file
+    path.parent.mkdir()
+    path.write_text(version)
+    script = stack.start()
+    assert script.wait(60) == 1
+    line = one_line(script.stderr)
+    assert version.strip() in line
+    assert str(path.parent.resolve()) in line
+    assert path.read_text() == version
+
+
+def test_data_of_another_user_are_refused_and_kept(stack: Stack) -> None:
+    first = stack.start_and_wait()
+    stack.fill()
+    assert first.stop() == 0
+    script = stack.start(DATABASE_URL=stack.database.url.replace(PASSWORD, "another"))
+    assert script.wait() == 1
+    assert "DATABASE_URL" in one_line(script.stderr)
+    stack.start_and_wait()
+    stack.assert_filled()
+
+
+def test_a_full_disk_is_one_line_and_with_room_again_it_has_everything(stack: Stack) -> None:
+    first = stack.start_and_wait()
+    stack.fill()
+    assert first.stop() == 0
+    disk = stack.folder / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220m,mode=755", "tmpfs", str(disk)]).returncode != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    try:
+        small = disk / ".local"
+        subprocess.run(["cp", "-a", str(stack.data), str(small)], check=True)
+        shutil.move(stack.data, stack.folder / "large")
+        stack.data.symlink_to(small)
+        script = stack.start_and_wait()
+        producer = Producer({"bootstrap.servers": f"localhost:{stack.broker_port}", "message.timeout.ms": 60_000})
+        while script.running:
+            with suppress(BufferError):
+                producer.produce("orders.dlq", b"x" * 500_000)
+            producer.poll(0.01)
+        producer.purge()
+        assert script.wait() == 1
+        line = one_line(script.stderr)
+        assert "no space left" in line
+        assert str(small.resolve()) in line
+        assert stack.listens() == []
+        subprocess.run(["mount", "-o", "remount,size=600m", str(disk)], check=True)
+        stack.start_and_wait()
+        assert stack.database.query("SELECT trade_id FROM trades") == [("kept",)]
+        stack.kill_all()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_kafkas_tools_run_on_it_by_their_names(stack: Stack) -> None:
+    stack.start_and_wait()
+    made = stack.start("kafka-topics", "--create", "--topic", "made", "--partitions", "3")
+    assert made.wait() == 0, made.stdout + made.stderr
+    groups = stack.start("kafka-consumer-groups", "--list", "--bootstrap-server", f"localhost:{stack.broker_port}")
+    assert groups.wait() == 0
+    described = stack.start("kafka-topics", "--describe", "--topic", "made")
+    assert described.wait() == 0
+    assert "PartitionCount: 3" in described.stdout
+    assert described.stderr == groups.stderr == made.stderr == ""
 
 
 def test_a_second_one_from_the_same_folder_is_refused(stack: Stack) -> None:
@@ -167,18 +298,27 @@ def test_a_port_that_is_taken_is_named_with_the_variable_to_change(stack: Stack,
 )
 def test_an_address_it_cannot_serve_is_refused_in_one_line(stack: Stack, variable: str, value: str) -> None:
     script = stack.start(**{variable: value})
-    assert script.wait() == 1
+    assert script.wait() != 0
     assert variable in one_line(script.stderr)
 
 
-def test_a_service_that_ends_by_itself_ends_the_stack_with_one_line(stack: Stack) -> None:
+@pytest.mark.parametrize("program", ["java", "postgres"])
+def test_a_server_that_ends_by_itself_ends_the_stack_with_one_line(stack: Stack, program: str) -> None:
     script = stack.start_and_wait()
-    broker_process = psutil.Process(int((stack.folder / ".local" / "broker.pid").read_text()))
     servers = stack.servers()
-    broker_process.kill()
+    next(server for server in servers if server.name() == program).kill()
     assert script.wait() == 1
-    assert "broker.log" in one_line(script.stderr)
-    assert gone(servers)
+    assert {"java": "kafka.log", "postgres": "postgres.log"}[program] in one_line(script.stderr)
+    eventually(lambda: gone(servers))
+
+
+def test_a_log_that_has_become_long_begins_anew(stack: Stack) -> None:
+    stack.start_and_wait()
+    log = stack.data / "kafka.log"
+    with log.open("a") as file:
+        file.write("x\n" * (3 << 20))
+    eventually(lambda: log.stat().st_size < 1 << 20)
+    assert log.with_suffix(".log.1").stat().st_size >= 6 << 20
 
 
 def test_who_waits_for_postgres_never_meets_it_without_the_database(stack: Stack) -> None:

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from tests.services import PASSWORD, ROOT, USER, Database, environment_of, eventually, free_port
-from tests.test_local_stack import gone
+from tests.test_local_stack import gone, share_jars
 
-TARGETS = ("help", "run", "test", "test-kafka", "chaos", "check")
+TARGETS = ("help", "run", "test", "chaos", "check", "install", "lock")
 
 
 def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def fresh(tmp_path: Path) -> Path:
     folder = tmp_path / "my projects"  # a space in a path is where many Makefiles end
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements-local.txt", "requirements-dev.txt"):
         (folder / name).touch()
     return folder
 
@@ -60,14 +60,14 @@ def fresh(tmp_path: Path) -> Path:
 def test_the_environment_is_set_up_once_and_again_when_a_requirement_changes(fresh: Path) -> None:
     (fresh / ".venv" / "bin").mkdir(parents=True)  # left by one that was interrupted, or by a Python that is gone
     (fresh / ".venv" / "bin" / "python").symlink_to("/nowhere")
-    first = make(fresh, ".venv/installed")
+    first = make(fresh, "install")
     assert first.returncode == 0, first.stdout
-    assert first.stdout.count("\n") == 1
-    assert "Setting up .venv" in first.stdout
+    for line, name in zip(first.stdout.splitlines(), ("requirements-local.txt", "requirements-dev.txt"), strict=True):
+        assert line.startswith(f"Setting up .venv with the packages of {name}")
     assert (fresh / ".venv" / "bin" / "python").exists()
-    assert "Setting up" not in make(fresh, ".venv/installed").stdout
-    (fresh / "requirements.txt").write_text("# another\n")
-    assert "Setting up .venv" in make(fresh, ".venv/installed").stdout
+    assert "Setting up" not in make(fresh, "install").stdout
+    (fresh / "requirements-local.txt").write_text("# another\n")
+    assert make(fresh, "install").stdout.count("Setting up") == 1
 
 
 def test_without_a_python_that_is_new_enough_one_line_says_so(fresh: Path) -> None:
@@ -97,6 +97,7 @@ class Run:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for path in (*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), ROOT / "Makefile", ROOT / "Procfile"):
             shutil.copy(path, folder)
+        share_jars(folder)
         self.ports = {name: free_port() for name in ("kafka", "postgres", "page")}
         self.database = Database(f"postgresql://{USER}:{PASSWORD}@localhost:{self.ports['postgres']}/kafka_db")
         self.lines: list[str] = []
@@ -104,7 +105,7 @@ class Run:
 
     def start(self) -> None:
         (self.folder / "environment").symlink_to(sys.prefix)  # of these tests; it needs no installation
-        command = ["make", "run", "VENV=environment", "--assume-old=environment/installed"]
+        command = ["make", "run", "VENV=environment", "--assume-old=environment/requirements-local.txt"]
         settings = environment_of(f"localhost:{self.ports['kafka']}", self.database.url, "orders", "group")
         self.process = subprocess.Popen(
             command,

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import metadata
@@ -15,20 +16,20 @@ from urllib.request import urlopen
 import pytest
 import streamlit.web.server
 
+from pipeline.local_stack.kafka_server import TOOLS
 from pipeline.metrics import ConsumerMetrics, ProducerMetrics
 from pipeline.settings import OWN_VARIABLES, read_settings
 from pipeline.trade import COLUMNS, decode
 from tests.conftest import RunScript
 from tests.containers import (
     COMPOSE,
-    KAFKA_TOOLS,
     POSTGRES_PROGRAMS,
     SERVICES,
     run_kafka_tool,
     run_postgres_program,
 )
 from tests.messages import trade
-from tests.services import ROOT, ApacheKafka, Kafka, Postgres, Script, environment_of, eventually, free_port
+from tests.services import ROOT, Kafka, Postgres, Script, environment_of, eventually, free_port
 from tests.test_contract import CONTRACT
 
 README = (ROOT / "README.md").read_text()
@@ -94,8 +95,7 @@ def test_the_environment_is_made_from_files_that_are_here() -> None:
     [made], [activated] = commands("python3", "-m", "venv"), commands(".")
     assert activated.words[1] == f"{made.words[-1]}/bin/activate"
     installed = [command.words[-1] for command in commands("pip", "install", "-r")]
-    assert installed == ["requirements.txt", "requirements-dev.txt"]
-    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+    assert installed == ["requirements.txt", "requirements-local.txt"]
 
 
 @pytest.mark.parametrize("command", commands("python"), ids=lambda command: str(command.line))
@@ -180,8 +180,6 @@ def test_the_commands_in_the_database_run_in_their_order() -> None:
 
 
 def test_the_commands_in_kafka_run_in_their_order(own_broker: Kafka) -> None:
-    if not isinstance(own_broker, ApacheKafka):
-        pytest.skip("Apache Kafka's own programs are tried with --kafka apache")
     printed = ""
     for command in commands("docker", "exec"):
         container, words = in_container(command)
@@ -216,7 +214,7 @@ def consume_once(broker: Kafka) -> None:
 def test_every_command_in_a_container_is_one_of_its_programs() -> None:
     for command in commands("docker", "exec"):
         container, [program, *_] = in_container(command)
-        assert program in {"kafka": tuple(KAFKA_TOOLS), "postgres": POSTGRES_PROGRAMS}[container]
+        assert program in {"kafka": tuple(TOOLS), "postgres": POSTGRES_PROGRAMS}[container]
 
 
 # -- names and values
@@ -258,7 +256,7 @@ def test_the_variables_in_commands_are_known() -> None:
 
 def source() -> str:
     """Everything that can say something, with the parts of a text that is written over several lines put together."""
-    paths = [*ROOT.glob("*.py"), *(ROOT / "pipeline").glob("*.py"), ROOT / "tests" / "conftest.py", ROOT / "Makefile"]
+    paths = [*ROOT.glob("*.py"), *(ROOT / "pipeline").rglob("*.py"), ROOT / "tests" / "conftest.py", ROOT / "Makefile"]
     return re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in paths))
 
 
@@ -339,7 +337,8 @@ def test_the_tree_is_the_one_that_is_here() -> None:
 def test_every_package_that_is_shipped_is_listed_with_its_licence() -> None:
     licence_of = {package: licence for packages, licence in table_after("Licences") for package in packages.split(", ")}
     licence_of = {package.partition(" ")[0]: licence for package, licence in licence_of.items()}
-    required = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [requirement.partition("==")[0] for requirement in project["dependencies"]]
     assert set(required) <= set(licence_of)
     for package, licence in licence_of.items():
         own = metadata(package)

@@ -122,8 +122,6 @@ def test_a_message_that_looks_like_a_mark_hides_no_letter(
 def test_a_replay_that_another_overtakes_is_as_if_it_had_never_been(
     broker: Kafka, command: Command, topic: str, environment: dict[str, str]
 ) -> None:
-    if not broker.keeps_topics:
-        pytest.skip("the embedded broker keeps no transaction apart: make test-kafka")
     settings = read_settings(environment)
     slow = Replay(settings)
     slow._producer.begin_transaction()

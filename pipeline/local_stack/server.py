@@ -1,0 +1,202 @@
+"""A server as a process: started, stopped, killed, and found again when an earlier run left it behind."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import psutil
+
+from pipeline.command import stop_requested
+from pipeline.user_error import UserError
+
+SECONDS_TO_START = 60
+SECONDS_TO_STOP = 10
+LOG_LIMIT = 4 << 20  # bytes; a log has one predecessor
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and the variable that moves it elsewhere."""
+
+    host: str
+    port: int
+    variable: str = "PORT"
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def check_usable(self) -> None:
+        """Raise `UserError` unless the address is this machine's and nothing listens there yet."""
+        if self.host not in ("localhost", "127.0.0.1"):
+            raise UserError(f"{self.variable} names {self.host}: the local stack listens on localhost only")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise UserError(
+                    f"port {self.port} cannot be used ({error.strerror}): stop what listens there, "
+                    f"or set {self.variable} to another port, for every script alike"
+                ) from None
+
+    def listens(self) -> bool:
+        """Tell whether something listens there."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on.
+
+    Below those that the system gives to outgoing connections: while a server is down, one of its clients that tries
+    to reconnect could otherwise be given the server's own port, and keep it.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class Server:
+    """A server that keeps its data in `folder/name` and works there; `start`, `stop` and `kill` can follow each other.
+
+    A subclass says what is run (`command`), what comes before (`prepare`) and when it is ready (`answers`).
+    """
+
+    title: ClassVar[str]
+    program: ClassVar[str]  # as the list of processes names it
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    user: ClassVar[str | None] = None  # that it runs as
+
+    def __init__(self, folder: Path, name: str, address: Address) -> None:
+        self.folder = folder.resolve()
+        self.name = name
+        self.address = address
+        self.data = self.folder / name
+        self.log = self.folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> None:
+        """Do what has to be done before a start. Raises `UserError`."""
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        """Return the command line."""
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        """Tell whether the server serves its clients."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start, or start again, and wait until it answers or the user asks to stop. Raises `UserError`."""
+        self._end(self.processes())  # of an earlier run that was killed
+        self.address.check_usable()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            self.log.replace(self.log.with_suffix(".log.1"))
+        self.prepare()
+        self.process = self.run(self.command(), self.data)
+        try:
+            self._wait_until_ready()
+        except BaseException:  # whatever it is, no server stays behind that nobody stops
+            self.kill()
+            raise
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + SECONDS_TO_START
+        while not stop_requested() and not self.answers():
+            if not self.running or time.monotonic() > deadline:
+                raise self.failure()
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Shut down gracefully; what takes too long is killed, and recovers at the next start."""
+        if self.running:
+            self._end([psutil.Process(self.pid)])
+        self.kill()
+
+    def kill(self) -> None:
+        """Crash: end the server and all its children with SIGKILL."""
+        _kill(self.processes())
+        if self.process is not None:
+            self.process.wait()
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the process is there."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id, once started."""
+        assert self.process is not None
+        return self.process.pid
+
+    def processes(self) -> list[psutil.Process]:
+        """Find the server and its children by the folder they work in, whoever started them."""
+        found = []
+        for process in psutil.process_iter(["name"]):
+            with suppress(psutil.Error):
+                if process.info["name"] == self.program and process.cwd() == str(self.data):
+                    found.append(process)
+        return found
+
+    def failure(self) -> UserError:
+        """Return in one line why the server ended."""
+        with suppress(OSError):
+            if "No space left on device" in self.log.read_text(errors="replace"):
+                return UserError(f"{self.title} has no space left in {self.folder}: make room, and start again")
+        return UserError(f"{self.title} ended by itself: see {self.log}")
+
+    def trim_log(self) -> None:
+        """Begin the log anew when it has become long."""
+        with suppress(OSError):
+            if self.log.stat().st_size > LOG_LIMIT:
+                shutil.copy(self.log, self.log.with_suffix(".log.1"))
+                os.truncate(self.log, 0)  # the server appends to it
+
+    def run(self, command: list[str], folder: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a program as the server's user, working in `folder`; the log takes what it prints."""
+        as_user: dict[str, Any] = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        with self.log.open("ab") as output:
+            # A session of its own: a Ctrl-C meant for local_stack.py must not reach a server before its clients.
+            return subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                **as_user,
+            )
+
+    def _end(self, processes: list[psutil.Process]) -> None:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(self.stop_signal)
+        _, stubborn = psutil.wait_procs(processes, SECONDS_TO_STOP)
+        _kill(stubborn)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.stop()
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, SECONDS_TO_STOP)
