@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +105,12 @@ class Kafka(KafkaServer):
 
     def read(self, topic: str) -> list[Message]:
         """Return every message that the topic holds now, partition by partition, in order."""
+        return sorted(self.stream(topic), key=lambda message: (message.partition(), message.offset()))
+
+    def stream(self, topic: str) -> Iterator[Message]:
+        """Yield what the topic holds now, in no order but that of each partition."""
         with closing(self._reader()) as consumer:
-            return _read_on(consumer, [low for low, _ in _watermarks(consumer, topic)])
+            yield from _read_on(consumer, [low for low, _ in _watermarks(consumer, topic)])
 
     def committed(self, topic: str, group: str) -> dict[int, int]:
         """Return the group's committed offsets by partition, without those it has not committed."""
@@ -119,9 +123,11 @@ class Kafka(KafkaServer):
         with closing(self._reader(group)) as consumer:
             lows, highs = zip(*_watermarks(consumer, topic), strict=True)
             committed = consumer.committed(list(lows), timeout=10)  # an offset < 0: nothing committed yet
-            done: int = sum(max(low.offset, known.offset) for low, known in zip(lows, committed, strict=True))
-            ends: int = sum(high.offset for high in highs)
-            return ends - done
+            places = zip(lows, committed, highs, strict=True)
+            return sum(
+                high.offset - (max(low.offset, known.offset) if known.offset <= high.offset else low.offset)
+                for low, known, high in places  # beyond the end: of a topic of that name that was deleted
+            )
 
     def _reader(self, group: str = "reader") -> Consumer:
         options = {"enable.partition.eof": True, "enable.auto.commit": False, "fetch.wait.max.ms": 10, "log_level": 0}
@@ -151,21 +157,19 @@ def _watermarks(consumer: Consumer, topic: str) -> list[tuple[TopicPartition, To
     ]
 
 
-def _read_on(consumer: Consumer, starts: Sequence[TopicPartition]) -> list[Message]:
+def _read_on(consumer: Consumer, starts: Sequence[TopicPartition]) -> Iterator[Message]:
     """Read from there to where the partitions end now."""
-    messages: list[Message] = []
     consumer.assign(list(starts))
     unfinished = {start.partition for start in starts}
     while unfinished:
         message = consumer.poll(10)
         assert message is not None, f"neither a message nor the end of {starts[0].topic} for 10 s"
         if (error := message.error()) is None:
-            messages.append(message)
+            yield message
         elif error.code() == KafkaError._PARTITION_EOF:
             unfinished.discard(message.partition() or 0)
         else:
             raise KafkaException(error)
-    return sorted(messages, key=lambda message: (message.partition(), message.offset()))
 
 
 @dataclass(frozen=True)

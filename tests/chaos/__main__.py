@@ -1,0 +1,78 @@
+"""Trades flow while everything is killed, again and again; afterwards every row is accounted for.
+
+    python -m tests.chaos                                     # 100 faults, 1,000,000 trades, a seed by chance
+    python -m tests.chaos --faults 20 --trades 100000 --seed 7
+    python -m tests.chaos --seeds 1-5                         # one campaign after the other
+
+The real producer.py and a recording producer of our own, which spells trades in every usual way and makes every 200th
+message an invalid one; one to three consumers; retention; the page, being watched. At random moments one of them is
+killed, frozen, started or stopped; a server crashes, freezes or stays away; the table is locked; the dead-letter topic
+refuses, is replayed; the topic gets more partitions, or is deleted and made again. The seed fixes what is done, in
+which order and with what pauses, but no machine repeats the microsecond at which it hits.
+
+What has to be found is told from what the topic holds, by code that shares nothing with the consumer: every valid
+message as a row with equal values, exactly once; every invalid one in the dead-letter topic, bytes and key; no other
+row and no other dead letter. Everything that Kafka has acknowledged has to be in the topic. No process may end by
+itself, print a traceback, or take more than ten seconds to leave.
+"""
+
+import argparse
+import random
+import signal
+import sys
+
+from tests.chaos.campaign import Campaign
+from tests.chaos.report import Report
+from tests.chaos.single import SingleMachine
+from tests.services import Kafka, Postgres
+
+
+def main() -> int:
+    """Read the command line and run; 0 if nothing was found."""
+    options = parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    reports = []
+    try:
+        for seed in options.seeds:
+            print(f"Seed {seed}", flush=True)
+            reports.append(single_machine(seed, options.faults, options.trades))
+            print(reports[-1], flush=True)
+    except KeyboardInterrupt:
+        print("Interrupted.")
+        return 130
+    if len(reports) > 1:
+        print(*(report.summary() for report in reports), sep="\n")
+    return 1 if any(report.findings for report in reports) else 0
+
+
+def single_machine(seed: int, faults: int, trades: int) -> Report:
+    """Run a campaign on servers of its own."""
+    with Kafka() as broker, Postgres() as postgres:
+        broker.archive_classes()  # so that it starts quickly again
+        campaign = Campaign(broker, postgres.url, seed, faults, trades)
+        return campaign.run(SingleMachine(campaign, broker, postgres).faults())
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's options."""
+    known = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known.add_argument("--faults", type=int, default=100)
+    known.add_argument("--trades", type=int, default=1_000_000)
+    known.add_argument("--seed", dest="seeds", type=lambda text: [int(text)], default=[random.randrange(1_000_000)])
+    known.add_argument("--seeds", type=read_seeds, default=argparse.SUPPRESS, help="several, such as 1-5 or 3,7,9")
+    return known
+
+
+def read_seeds(text: str) -> list[int]:
+    """1-3,7 → 1, 2, 3, 7."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

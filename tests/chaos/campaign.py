@@ -1,0 +1,437 @@
+"""The course of a campaign: who runs, what happens to them, and what is compared in the end."""
+
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+import psycopg2
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    ResourceType,
+)
+
+from tests.chaos.flow import Flow
+from tests.chaos.ledger import OLD, Ledger, Letter
+from tests.chaos.page import Page
+from tests.chaos.report import Report
+from tests.chaos.traffic import Pace, RecordingProducer, trade_number
+from tests.messages import Row, trade
+from tests.services import Database, Kafka, Script, environment_of, eventually
+
+TOPIC, GROUP = "orders", "chaos"
+DEAD_LETTERS = f"{TOPIC}.dlq"
+PARTITIONS, MOST_PARTITIONS = 3, 6
+MOST_CONSUMERS = 3
+RETENTION = "3650d"  # far longer ago than any message; only the old rows go
+RECORDED = 0.2  # of the messages; the others are producer.py's
+USUAL_SECONDS = 7  # that a fault takes, pauses included; a guess, from which producer.py's rate follows
+LONG = 30  # faults, from which on there is time for those that take longer than a minute, and for a browser
+PAUSE = (0.2, 3.0)  # seconds between two faults
+OUTAGE = (0.0, 4.0)  # seconds that something stays away
+SECONDS_TO_FLOW = 90  # Kafka may wait for a dead member that was joining for max.poll.interval.ms
+SECONDS_TO_CATCH_UP = 180
+
+# Rows of long ago, which the retention that runs meanwhile has to delete.
+OLD_ROWS = """
+    INSERT INTO trades SELECT gen_random_uuid(), 'OLD', 1, 1, 'buy', timestamp '2001-01-01' + n * interval '1 second'
+    FROM generate_series(1, 500) AS n
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens: to which component, how often compared with others, and when it can."""
+
+    name: str  # "component: what hits it"
+    action: Callable[[], None]
+    weight: float = 1
+    possible: Callable[[], bool] = lambda: True
+
+
+class Campaign:
+    """The project's processes between two servers, and what is done to them."""
+
+    def __init__(self, kafka: Kafka, database_url: str, seed: int, faults: int, trades: int) -> None:
+        self.kafka = kafka
+        self.database = Database(database_url)
+        self.random = random.Random(seed)
+        self.report = Report(seed)
+        self.ledger = Ledger()
+        self.count = faults
+        self.long = faults >= LONG
+        self.trades = round(trades * (1 - RECORDED))  # of producer.py
+        self.rate = max(100, round(self.trades / faults / USUAL_SECONDS))
+        self.environment = environment_of(kafka.bootstrap_servers, database_url, TOPIC, GROUP)
+        self.environment["TRADES_RETENTION"] = RETENTION
+        self.admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+        self.pace = Pace(faults)
+        messages = round(trades * RECORDED)
+        self.recorder = RecordingProducer(kafka.bootstrap_servers, TOPIC, messages, self.pace.progress)
+        self.flow = Flow(database_url)
+        self.page = Page(database_url, with_browser=self.long)
+        self.consumers: list[Script] = []
+        self.producer: Script | None = None
+        self.retention: Script | None = None
+        self.acknowledged = 0  # trades of producers that are gone, as far as those told
+        self.began = time.monotonic()
+
+    # -- the course
+
+    def run(self, faults: Sequence[Fault]) -> Report:
+        """Go through the campaign; return its report."""
+        try:
+            self.set_up()
+            for number in range(1, self.count + 1):
+                self.hit(number, self.choose(faults))
+            self.catch_up()
+            self.take_down()
+            self.take_stock()
+        finally:
+            self.recorder.stopped.set()
+            self.flow.stopped.set()
+            for script in self.running():
+                script.kill()
+            self.page.kill()
+        self.report.seconds = time.monotonic() - self.began
+        return self.report
+
+    def set_up(self) -> None:
+        """Start everything; the producers last, when the group has its starting offsets."""
+        self.kafka.create_topic(TOPIC, PARTITIONS)
+        self.start_consumer()
+        eventually(lambda: len(self.kafka.committed(TOPIC, GROUP)) == PARTITIONS)
+        self.retention = self.script("-m", "pipeline.maintenance.retention")
+        self.page.start()
+        self.flow.start()
+        self.recorder.start()
+        self.start_producer()
+        self.flow.mark()
+        eventually(lambda: self.flow.seconds is not None)
+
+    def choose(self, faults: Sequence[Fault]) -> Fault:
+        """Choose one of those that can happen now."""
+        possible = [fault for fault in faults if fault.possible()]
+        return self.random.choices(possible, [fault.weight for fault in possible])[0]
+
+    def hit(self, number: int, fault: Fault) -> None:
+        """Let one fault happen; then, two times out of three, wait until rows flow again."""
+        self.sleep(PAUSE)
+        self.say(f"fault {number} of {self.count}: {fault.name}")
+        self.pace.begin_fault()
+        self.flow.mark()
+        fault.action()
+        self.pace.end_fault()
+        self.report.done[fault.name] += 1
+        if self.random.random() < 2 / 3:
+            self.wait_for_rows(fault.name)
+        if self.flow.seconds is not None:
+            self.report.seconds_to_flow[fault.name].append(self.flow.seconds)
+        self.look_after()
+        with suppress(psycopg2.Error):  # deleted by retention; seldom, the next fault is there first
+            self.database.query(OLD_ROWS)
+
+    def wait_for_rows(self, what: str) -> None:
+        """Wait until rows flow again."""
+        try:
+            eventually(lambda: self.flow.seconds is not None, timeout=SECONDS_TO_FLOW)
+        except AssertionError:
+            self.find(f"{what}: no rows for {SECONDS_TO_FLOW} s")
+
+    def catch_up(self) -> None:
+        """Produce what is missing of the trades, and wait until the group has committed all of it."""
+        self.stop_producer()
+        if (missing := self.trades - self.acknowledged) > 0:
+            self.start_producer("--rate", "max", "--count", str(missing))
+            assert self.producer is not None
+            eventually(lambda: self.producer is None or not self.producer.running, timeout=SECONDS_TO_CATCH_UP)
+            self.stop_producer()
+        while self.recorder.is_alive():
+            self.recorder.join(3)
+            self.say("the recording producer ends")
+        began = time.monotonic()
+        self.drain()
+        self.report.seconds_to_catch_up = time.monotonic() - began
+
+    def drain(self) -> None:
+        """Wait until the group has committed everything that the topic holds."""
+        # The mark at the end of a transaction is no message that a consumer could commit: so one more message for each.
+        for partition in range(self.kafka.partitions(TOPIC)):
+            self.kafka.produce(TOPIC, [trade()], partition=partition)
+        deadline = time.monotonic() + SECONDS_TO_CATCH_UP
+        while behind := self.kafka.lag(TOPIC, GROUP):
+            self.say(f"{behind:,} messages behind")
+            self.look_after()
+            if time.monotonic() > deadline:
+                return self.find(f"{behind:,} messages behind after {SECONDS_TO_CATCH_UP} s")
+            time.sleep(1)
+
+    def take_down(self) -> None:
+        """Stop everything as a user does."""
+        for script in self.running():
+            self.end(script)
+        self.report.findings += self.page.stop()
+        self.run_to_end("-m", "pipeline.maintenance.retention", "--once")
+
+    def take_stock(self) -> None:
+        """Compare topic, table and dead-letter topic."""
+        self.say("comparing ...")
+        self.enter_topic()
+        self.report.acknowledged = self.acknowledged + sum(self.recorder.acknowledged)
+        self.report.messages = len(self.ledger.rows) + len(self.ledger.dead_letters)
+        self.compare_acknowledged()
+        self.report.rows = self.ledger.compare_rows(self.rows(f"timestamp >= '{OLD}'"))
+        self.report.dead_letters = self.ledger.compare_dead_letters(self.letters())
+        self.report.findings += self.ledger.findings
+        if old := sum(1 for _ in self.rows(f"timestamp < '{OLD}'")):
+            self.find(f"{old:,} rows that retention should have deleted")
+
+    def enter_topic(self) -> None:
+        """Enter what the topic holds into the ledger."""
+        for message in self.kafka.stream(TOPIC):
+            self.ledger.add(message.key(), message.value())
+
+    def compare_acknowledged(self) -> None:
+        """Find out whether Kafka holds what it has acknowledged."""
+        if self.recorder.refused:
+            self.find(f"{len(self.recorder.refused)} messages refused by Kafka: {self.recorder.refused[0]}")
+        numbers = Counter(trade_number(trade_id) is None for trade_id in self.ledger.rows)
+        held = {trade_number(trade_id) for trade_id in self.ledger.rows}
+        held |= {int(key[8:]) for key, _ in self.ledger.dead_letters if key and key.startswith(b"invalid-")}
+        if lost := [number for number, known in enumerate(self.recorder.acknowledged) if known and number not in held]:
+            self.find(f"{len(lost):,} acknowledged messages are not in Kafka, {lost[0]} first")
+        if numbers[True] < self.acknowledged:
+            self.find(f"producer.py told of {self.acknowledged:,} trades, and Kafka holds {numbers[True]:,}")
+
+    def rows(self, condition: str) -> Iterator[Row]:
+        """Read the table."""
+        with closing(self.database.connect()) as connection, connection.cursor("rows") as cursor:
+            cursor.itersize = 10_000
+            cursor.execute(f"SELECT trade_id, ticker, price, volume, side, timestamp FROM trades WHERE {condition}")
+            yield from cursor
+
+    def letters(self) -> Iterator[Letter]:
+        """Read the dead-letter topic, without the marks of replays."""
+        for message in self.kafka.stream(DEAD_LETTERS):
+            if "__connect.errors.topic" in dict(message.headers() or []):
+                yield message.key(), message.value()
+
+    # -- the project's processes
+
+    def script(self, *words: str) -> Script:
+        """Start one of the project's scripts."""
+        self.report.started[words[1] if words[0] == "-m" else words[0]] += 1
+        return Script(words, self.environment)
+
+    def start_consumer(self) -> None:
+        """Start one more consumer."""
+        self.consumers.append(self.script("consumer.py"))
+
+    def take_consumer(self) -> Script:
+        """Take one consumer out of the list."""
+        return self.consumers.pop(self.random.randrange(len(self.consumers)))
+
+    def start_producer(self, *options: str) -> None:
+        """Start producer.py, at the usual rate unless the options say otherwise."""
+        self.producer = self.script("producer.py", *(options or ("--rate", str(self.rate))))
+
+    def stop_producer(self, kill: bool = False) -> None:
+        """Stop producer.py, and note how many trades it said were acknowledged."""
+        assert self.producer is not None
+        if kill:
+            self.producer.kill()
+        self.end(self.producer)
+        told = re.findall(r"([\d,]+) (?:trades )?acknowledged", self.producer.stdout)
+        self.acknowledged += int(told[-1].replace(",", "")) if told else 0
+        self.producer = None
+
+    def run_to_end(self, *words: str, timeout: float = 60) -> None:
+        """Run a script that ends by itself, and has to end well."""
+        script = self.script(*words)
+        try:
+            if script.wait(timeout) != 0:
+                self.find(f"{script.words} ended with: {script.stderr[-300:]}")
+        except AssertionError:
+            self.find(f"{script.words} did not end within {timeout:g} s")
+            script.kill()
+        self.look_over(script)
+
+    def running(self) -> list[Script]:
+        """Return the project's processes, but for the page."""
+        return [*self.consumers, *(script for script in (self.producer, self.retention) if script)]
+
+    def end(self, script: Script) -> None:
+        """Stop a script as a user does."""
+        if script.running:
+            try:
+                code = script.stop(self.random.choice([signal.SIGINT, signal.SIGTERM]))
+                if code != 0:
+                    self.find(f"{script.words} left with exit code {code}: {script.stderr[-300:]}")
+            except AssertionError:
+                self.find(f"{script.words} took more than ten seconds to leave: {script.stderr[-300:]}")
+                script.kill()
+        self.look_over(script)
+
+    def look_over(self, script: Script) -> None:
+        """Note what a script must not print."""
+        if "Traceback" in script.stderr:
+            self.find(f"{script.words} printed a traceback: {script.stderr[-2000:]}")
+
+    def look_after(self) -> None:
+        """Note who ended without being asked to, and go on with others."""
+        for script in [script for script in self.running() if not script.running]:
+            code = script.wait()
+            self.find(f"{script.words} ended by itself, exit code {code}: {script.stderr[-1000:]}")
+            if script in self.consumers:
+                self.consumers.remove(script)
+                self.start_consumer()
+            elif script is self.producer:
+                self.stop_producer()
+                self.start_producer()
+            else:
+                self.retention = self.script("-m", "pipeline.maintenance.retention")
+        self.report.findings += self.page.look()
+
+    # -- faults of the project's own processes, wherever the servers are
+
+    def own_faults(self) -> list[Fault]:
+        """Return what may happen to the scripts, and what an operator may do."""
+        return [
+            Fault("consumer: killed", self.kill_consumer, 5),
+            Fault("consumer: frozen for longer than its session", self.freeze_consumer),
+            Fault("consumer: joined", self.start_consumer, 2, lambda: len(self.consumers) < MOST_CONSUMERS),
+            Fault("consumer: left", self.remove_consumer, 2, lambda: len(self.consumers) > 1),
+            Fault("producer: killed", self.kill_producer, 2),
+            Fault("producer: restarted", self.restart_producer),
+            Fault("table: locked while the group changes", self.lock_table, 2),
+            Fault("dead-letter topic: refuses", self.refuse_dead_letters, 2),
+            Fault("dead-letter topic: replayed", self.replay, 2),
+            Fault("dead-letter topic: replay killed", self.kill_replay),
+            Fault("topic: partitions added", self.add_partition, 1, lambda: self.partitions() < MOST_PARTITIONS),
+            Fault("topic: deleted and made again", self.make_topic_again),
+        ]
+
+    def kill_consumer(self) -> None:
+        """Kill one, and start another, at once or a while later."""
+        victim = self.take_consumer()
+        victim.kill()
+        self.look_over(victim)
+        if self.consumers and self.random.random() < 0.5:
+            self.sleep(OUTAGE)
+        self.start_consumer()
+
+    def freeze_consumer(self) -> None:
+        """Stop one in its tracks, so that the group may go on without it, and let it wake up."""
+        frozen = self.random.choice(self.consumers)
+        frozen.process.send_signal(signal.SIGSTOP)
+        self.sleep((4.0, 9.0))  # the session lasts 6
+        frozen.process.send_signal(signal.SIGCONT)
+
+    def remove_consumer(self) -> None:
+        """Let one leave."""
+        self.end(self.take_consumer())
+
+    def kill_producer(self) -> None:
+        """Kill producer.py; what it had in flight may or may not be in Kafka."""
+        self.stop_producer(kill=True)
+        self.flow.mark()
+        self.start_producer()
+
+    def restart_producer(self) -> None:
+        """Stop producer.py, and start it again."""
+        self.stop_producer()
+        self.flow.mark()
+        self.start_producer()
+
+    def lock_table(self) -> None:
+        """Let the consumers wait for the table with full batches, and change the group meanwhile."""
+        with closing(self.database.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE trades IN EXCLUSIVE MODE")
+            self.sleep((1.0, 4.0))
+            if len(self.consumers) == MOST_CONSUMERS:
+                self.take_consumer().kill()
+            self.start_consumer()
+            self.sleep((1.0, 4.0))
+        self.flow.mark()
+
+    def refuse_dead_letters(self) -> None:
+        """Let Kafka take no dead letters for a while: good rows have to flow meanwhile."""
+        self.configure(DEAD_LETTERS, "max.message.bytes", "1")
+        seed = self.random.getrandbits(32)
+        self.kafka.produce(TOPIC, [b"refused %d-%d" % (seed, number) for number in range(20)], key=None)
+        self.sleep((1.0, 3.0))
+        self.flow.mark()
+        self.wait_for_rows("while dead letters are refused")
+        self.configure(DEAD_LETTERS, "max.message.bytes", "104857600")
+
+    def replay(self) -> None:
+        """Send all dead letters back, which makes them dead letters once more."""
+        self.run_to_end("-m", "pipeline.maintenance.replay", "--replay", "--all", timeout=120)
+
+    def kill_replay(self) -> None:
+        """Kill a replay wherever it is; consumers may have to wait until its transaction is given up."""
+        replay = self.script("-m", "pipeline.maintenance.replay", "--replay", "--all")
+        self.sleep((0.3, 3.0))
+        replay.kill()
+        self.look_over(replay)
+        self.flow.mark()
+
+    def partitions(self) -> int:
+        """Return how many partitions the topic has."""
+        return self.kafka.partitions(TOPIC)
+
+    def add_partition(self) -> None:
+        """Give the topic one more partition."""
+        wanted = self.partitions() + 1
+        self.admin.create_partitions([NewPartitions(TOPIC, wanted)])[TOPIC].result()
+        eventually(lambda: self.partitions() == wanted)
+
+    def make_topic_again(self) -> None:
+        """Delete the topic, all of which is stored, and make it again; nothing in the new one may be skipped."""
+        self.recorder.hold()
+        self.stop_producer()
+        self.drain()
+        self.enter_topic()
+        if idle := self.random.random() < 0.3:  # nobody is there who would notice
+            while self.consumers:
+                self.end(self.take_consumer())
+        self.kafka.delete_topic(TOPIC)
+        eventually(lambda: TOPIC not in self.kafka.topics())
+        self.sleep(OUTAGE)
+        with suppress(Exception):  # a consumer that starts may have been quicker
+            self.kafka.create_topic(TOPIC, PARTITIONS)
+        self.recorder.go_on()
+        self.start_producer()
+        if idle:
+            self.sleep(PAUSE)
+            self.start_consumer()
+        self.flow.mark()
+
+    def configure(self, topic: str, name: str, value: str) -> None:
+        """Set one of a topic's settings."""
+        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        self.admin.incremental_alter_configs([change])[change].result()
+
+    # -- on the way
+
+    def sleep(self, bounds: tuple[float, float]) -> None:
+        """Let some time pass."""
+        time.sleep(self.random.uniform(*bounds))
+
+    def find(self, finding: str) -> None:
+        """Note what should not be, and say so at once."""
+        self.report.findings.append(finding)
+        self.say(f"❌ {finding}")
+
+    def say(self, text: str) -> None:
+        """Print a line with the seconds since the start."""
+        print(f"[{time.monotonic() - self.began:4.0f} s] {text}", flush=True)

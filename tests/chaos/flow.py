@@ -1,0 +1,62 @@
+"""How long until rows flow again: until each of the producer's tickers has a row that was traded after a moment."""
+
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+
+TICKERS = 7  # that producer.py trades
+SECONDS_BETWEEN_LOOKS = 0.1
+
+# The rows that were traded since, found through the index on timestamp.
+QUERY = "SELECT count(DISTINCT ticker) FROM trades WHERE timestamp >= %s"
+
+
+class Flow(threading.Thread):
+    """Looks at the table all the time. As tickers are spread over the partitions, seven tickers are all partitions."""
+
+    def __init__(self, database_url: str) -> None:
+        super().__init__(daemon=True)
+        self.stopped = threading.Event()
+        self.seconds: float | None = None  # from the mark until rows flowed again; None: not yet
+        self._database_url = database_url
+        self._connection: Connection | None = None
+        self._marked = time.monotonic()
+        self._since = datetime.now(UTC)
+
+    def mark(self) -> None:
+        """Measure from here on."""
+        self._marked, self._since, self.seconds = time.monotonic(), datetime.now(UTC), None
+        self._hang_up()  # the server may be one that no longer answers
+
+    def run(self) -> None:
+        """Look until it is stopped."""
+        while not self.stopped.wait(SECONDS_BETWEEN_LOOKS):
+            if self.seconds is None:
+                marked, since = self._marked, self._since
+                if self._tickers(since) >= TICKERS and marked == self._marked:
+                    self.seconds = time.monotonic() - marked
+
+    def _tickers(self, since: datetime) -> int:
+        try:
+            if self._connection is None:
+                self._connection = psycopg2.connect(self._database_url, connect_timeout=2)
+                self._connection.autocommit = True
+            with self._connection.cursor() as cursor:
+                cursor.execute(QUERY, [since.replace(tzinfo=None)])
+                [(count,)] = cursor.fetchall()
+                return int(count)
+        except psycopg2.Error:
+            self._connection = None
+            return 0
+
+    def _hang_up(self) -> None:
+        """End the connection under a query that may never be answered."""
+        if self._connection is not None:
+            with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(self._connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,63 @@
+"""What has to be found in the table and in the dead-letter topic, told from what the topic itself holds."""
+
+from collections.abc import Iterable
+
+from tests.messages import Row, expected_row
+
+OLD = "2010-01-01"  # rows before it are those that retention has to delete: no message is older
+MOST_FINDINGS = 5  # of one kind that are told one by one
+
+Letter = tuple[bytes | None, bytes | None]  # key and value
+
+
+class Ledger:
+    """Takes the messages of the topic, valid or not, from whomever; says what the pipeline has made wrong of them."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}  # trade_id → hash of the row: a million rows would take a gigabyte
+        self.dead_letters: set[Letter] = set()
+        self.findings: list[str] = []
+
+    def add(self, key: bytes | None, value: bytes | None) -> None:
+        """Enter a message of the topic."""
+        row = expected_row(value) if value is not None else None
+        if row is None:  # may come again, from a replay
+            self.dead_letters.add((key, value))
+        elif row[0] in self.rows:
+            self.findings.append(f"the topic holds a trade twice: {row}")
+        else:
+            self.rows[row[0]] = hash(row)
+
+    def compare_rows(self, rows: Iterable[Row]) -> int:
+        """Compare the table with the messages; return how many rows it has."""
+        missing = dict(self.rows)
+        wrong, count = [], 0
+        for row in rows:
+            count += 1
+            if missing.pop(row[0], None) != hash(row):
+                wrong.append(f"a row that was not produced, or twice: {row}")
+        self._tell(wrong)
+        if missing:
+            self.findings.append(f"{len(missing):,} trades that Kafka holds are not in the table, {min(missing)} first")
+        return count
+
+    def compare_dead_letters(self, letters: Iterable[Letter]) -> int:
+        """Compare the dead-letter topic with the messages; return how many there are, redelivered ones once."""
+        found = set(letters)
+        self._tell([f"a dead letter of no invalid message: {_short(letter)}" for letter in found - self.dead_letters])
+        if missing := self.dead_letters - found:
+            example = _short(next(iter(missing)))
+            self.findings.append(
+                f"{len(missing):,} invalid messages are not in the dead-letter topic, such as {example}"
+            )
+        return len(found)
+
+    def _tell(self, findings: list[str]) -> None:
+        self.findings += findings[:MOST_FINDINGS]
+        if more := findings[MOST_FINDINGS:]:
+            self.findings.append(f"and {len(more):,} more of these")
+
+
+def _short(letter: Letter) -> str:
+    key, value = letter
+    return f"{key!r} {value if value is None else value[:200]!r}"

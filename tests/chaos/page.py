@@ -1,0 +1,73 @@
+"""The page, being watched while everything happens."""
+
+import threading
+from contextlib import suppress
+
+from playwright.sync_api import Error as BrowserError
+
+from tests.live_page import CHROMIUM, chromium, healthy
+from tests.services import Script, environment_of, eventually, free_port
+
+TROUBLE = "[data-testid=stException]"  # how Streamlit shows a traceback
+
+
+class Page:
+    """The dashboard's server and, where there is a Chromium and time for it, a browser that looks at it."""
+
+    def __init__(self, database_url: str, with_browser: bool) -> None:
+        self._address = f"http://127.0.0.1:{free_port()}"
+        self._environment = environment_of("127.0.0.1:9", database_url, "orders", "nobody")
+        self._server: Script | None = None
+        self._viewer = threading.Thread(target=self._view, daemon=True) if with_browser and CHROMIUM else None
+        self._over = threading.Event()
+        self._shown: set[str] = set()  # what a viewer should not have seen
+
+    def start(self) -> None:
+        """Start the server, and the viewer if there is one."""
+        port = self._address.rpartition(":")[2]
+        words = ("-m", "streamlit", "run", "dashboard.py", f"--server.port={port}")
+        self._server = Script(words, self._environment)
+        eventually(lambda: healthy(self._address))
+        if self._viewer:
+            self._viewer.start()
+
+    def look(self) -> list[str]:
+        """Return what is wrong with it now, each thing once."""
+        findings = sorted(self._shown)
+        self._shown.clear()
+        if self._server and not self._server.running:
+            findings.append(f"the dashboard ended by itself: {self._server.stderr[-1000:]}")
+            self._server = None
+        elif self._server and not healthy(self._address):
+            findings.append("the dashboard does not answer")
+        return findings
+
+    def stop(self) -> list[str]:
+        """Stop it as a user does; return what was wrong with it."""
+        findings = self.look()
+        self._over.set()
+        if self._viewer:
+            self._viewer.join(20)
+        if server := self._server:
+            try:
+                server.stop()
+            except AssertionError:
+                findings.append("the dashboard took more than ten seconds to leave")
+                server.kill()
+            if "Traceback" in server.stderr:
+                findings.append(f"the dashboard printed a traceback: {server.stderr[-2000:]}")
+        return findings
+
+    def kill(self) -> None:
+        """End it, whatever happened."""
+        self._over.set()
+        if self._server:
+            self._server.kill()
+
+    def _view(self) -> None:
+        with suppress(BrowserError), chromium() as browser:  # suppressed: the campaign was interrupted
+            page = browser.new_page()
+            page.goto(self._address)
+            while not self._over.wait(1):
+                for trouble in page.locator(TROUBLE).all_inner_texts():
+                    self._shown.add(f"the page showed: {trouble[:500]}")

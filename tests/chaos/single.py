@@ -1,0 +1,77 @@
+"""The faults of one machine: a broker and a PostgreSQL, whose data survive."""
+
+import signal
+
+from pipeline.local_stack.server import Server
+from tests.chaos.campaign import MOST_CONSUMERS, OUTAGE, Campaign, Fault
+from tests.services import Kafka, Postgres
+
+LONG_OUTAGE = (61.0, 75.0)  # seconds
+
+
+class SingleMachine:
+    """What may happen to the two servers of a campaign."""
+
+    def __init__(self, campaign: Campaign, broker: Kafka, postgres: Postgres) -> None:
+        self.campaign = campaign
+        self.broker = broker
+        self.postgres = postgres
+
+    def faults(self) -> list[Fault]:
+        """Return all that may happen."""
+        return [
+            *self.campaign.own_faults(),
+            Fault("PostgreSQL: crashed", lambda: self.crash(self.postgres), 3),
+            Fault("PostgreSQL: frozen", lambda: self.freeze(self.postgres)),
+            Fault("broker: killed", lambda: self.crash(self.broker), 2),
+            Fault("broker: frozen", lambda: self.freeze(self.broker)),
+            Fault("broker: away for over a minute", self.long_outage, 0.5, lambda: self.campaign.long),
+            Fault("broker and PostgreSQL: crashed at once", lambda: self.crash(self.broker, self.postgres), 2),
+            Fault("PostgreSQL: away while consumers come and go", lambda: self.come_and_go(self.postgres), 2),
+            Fault("broker: away while consumers come and go", lambda: self.come_and_go(self.broker), 2),
+        ]
+
+    def crash(self, *servers: Server) -> None:
+        """Kill servers, and start them again, in either order."""
+        for server in servers:
+            server.kill()
+        self.campaign.sleep(OUTAGE)
+        self.bring_back(*servers)
+
+    def bring_back(self, *servers: Server) -> None:
+        """Start servers that were killed; from then on rows should flow again."""
+        for server in self.campaign.random.sample(servers, len(servers)):
+            server.start()
+        self.campaign.flow.mark()
+
+    def freeze(self, server: Server) -> None:
+        """Stop a server in its tracks; its kernel goes on answering for it."""
+        processes = server.processes()
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        self.campaign.sleep((1.0, 12.0))
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        self.campaign.flow.mark()
+
+    def long_outage(self) -> None:
+        """Keep the broker away for longer than a minute."""
+        if self.campaign.producer is not None:  # one that starts waits for half a minute only
+            self.campaign.producer.wait_for_line("acknowledged")
+        self.broker.kill()
+        self.campaign.sleep(LONG_OUTAGE)
+        self.bring_back(self.broker)
+
+    def come_and_go(self, server: Server) -> None:
+        """Let consumers start, leave and die while a server is away."""
+        campaign = self.campaign
+        server.kill()
+        for _ in range(campaign.random.randint(2, 4)):
+            campaign.sleep((0.0, 2.0))
+            choices = [campaign.kill_consumer]
+            if len(campaign.consumers) < MOST_CONSUMERS:
+                choices.append(campaign.start_consumer)
+            if len(campaign.consumers) > 1:
+                choices.append(campaign.remove_consumer)
+            campaign.random.choice(choices)()
+        self.bring_back(server)
