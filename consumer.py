@@ -57,7 +57,7 @@ SECONDS_UNNOTICED = 0.05  # that a stop or a rebalance may wait
 SECONDS_BEFORE_PAUSE = 1.0  # that the writer may be busy before fetching pauses
 SECONDS_TO_HAND_OVER = 5.0  # that a rebalance waits for the batches in flight
 SECONDS_TO_STOP = 6.0  # that a stop waits for them
-SECONDS_BETWEEN_ATTEMPTS = 0.2, 5.0  # first, longest
+SECONDS_BETWEEN_ATTEMPTS = 0.1, 5.0  # first, longest
 
 KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.auto.commit": False,
@@ -307,18 +307,17 @@ class TradeConsumer:
             self.consumer.assign([])
         if not self.assigned or time.monotonic() < self.next_attempt:
             return
+        starts = None
         try:
             starts = self.starting_offsets.of(self.assigned)
         except KafkaException as exception:
             if self.delay > SECONDS_BETWEEN_ATTEMPTS[0]:  # the first may just be early
                 self.kafka_outage.report(reason_of(exception))
+        if starts is None:
             self.next_attempt = time.monotonic() + self.delay
             self.delay = min(2 * self.delay, SECONDS_BETWEEN_ATTEMPTS[1])
             return
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
-        if starts is None:
-            self.next_attempt = time.monotonic() + SECONDS_UNNOTICED
-            return
         self.kafka_outage.end()
         self.assigned = []
         self.consumer.assign(starts)
@@ -328,12 +327,10 @@ class TradeConsumer:
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Finish what is in flight before the partitions go; what cannot be finished is delivered again."""
         self.settle(SECONDS_TO_HAND_OVER)
-        self.assigned = []
 
     def on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drop everything: others have the partitions already, and their offsets are no longer ours to commit."""
         self.abandon()
-        self.assigned = []
 
     def settle(self, seconds: float) -> None:
         """Finish the writes in flight, for at most that long, and abandon the rest."""
@@ -352,6 +349,7 @@ class TradeConsumer:
         self.to_commit.clear()
         self.dead_letters.forget()
         self.batch = Batch()
+        self.assigned = []
         self.full_since = None
 
     # -- trouble
@@ -410,8 +408,10 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
     sys.setswitchinterval(0.0005)  # seconds that it may take to get it; 5 ms by default
     try:
         consumer.run()
-    except KafkaException as exception:  # a fatal one, raised by on_error
-        raise UserError(f"Kafka ended this consumer: {reason_of(exception)}") from None
+    except KafkaException as exception:  # a fatal one, raised by on_error: no commit would succeed
+        consumer.abandon()
+        again = "start it again, with a KAFKA_GROUP_INSTANCE_ID of its own if it has one"
+        raise UserError(f"Kafka ended this consumer ({reason_of(exception)}): {again}") from None
     finally:
         consumer.close()
 

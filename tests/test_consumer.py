@@ -13,10 +13,13 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from consumer import TradeConsumer
+from pipeline.consumer.starting_offsets import StartingOffsets
 from pipeline.local_stack.postgres_server import PostgresServer
+from pipeline.settings import read_settings
 from pipeline.trade import Trade, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
@@ -423,7 +426,7 @@ def test_a_consumer_that_another_replaces_ends_with_one_line(broker: Kafka, topi
     second = started(run_script, KAFKA_GROUP_INSTANCE_ID="one")
     assert first.wait() == 1
     assert len(first.stderr_lines) == 1
-    assert "group.instance.id" in first.stderr
+    assert "KAFKA_GROUP_INSTANCE_ID" in first.stderr
     assert second.stop() == 0
 
 
@@ -437,6 +440,43 @@ def test_a_ticker_cannot_meddle_with_the_terminal(
     assert consumer.stop() == 0
     assert "📥" in consumer.stdout
     assert "\x1b" not in consumer.stdout + consumer.stderr
+
+
+def test_starting_offsets_are_asked_for_until_kafka_answers(
+    broker: Kafka,
+    database: Database,
+    topic: str,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker.create_topic(topic)
+    broker.create_topic(f"{topic}.dlq")
+    broker.produce(topic, [trade()])
+    failures = iter([KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.COORDINATOR_LOAD_IN_PROGRESS])
+    decide = StartingOffsets.of
+
+    def of(offsets: StartingOffsets, assigned: list[TopicPartition]) -> list[TopicPartition] | None:
+        for code in failures:
+            raise KafkaException(KafkaError(code))
+        return decide(offsets, assigned)
+
+    monkeypatch.setattr(StartingOffsets, "of", of)
+    monkeypatch.setattr("consumer.stop_requested", lambda: database.count() == 1)
+    member = TradeConsumer(read_settings(environment), from_beginning=True)
+    member.run()
+    member.close()
+
+
+def test_an_outage_is_when_no_broker_works(caplog: pytest.LogCaptureFixture) -> None:
+    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    member = TradeConsumer(settings, from_beginning=False)
+    member.on_error(KafkaError(KafkaError._TRANSPORT, "one of three is away"))
+    assert not caplog.messages
+    member.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    assert "one of three is away" in caplog.messages[0]
+    with pytest.raises(KafkaException):
+        member.on_error(KafkaError(KafkaError._FATAL))
+    member.close()
 
 
 @pytest.fixture

@@ -1,5 +1,10 @@
 """Dead letters on a real broker: the message as it came, the reason beside it, and a word when Kafka has it."""
 
+from functools import partial
+
+import pytest
+
+from pipeline.consumer import dead_letters
 from pipeline.consumer.dead_letters import DeadLetters
 from pipeline.reasons import MAX_REASON_LENGTH, reasons
 from pipeline.settings import read_settings
@@ -49,3 +54,32 @@ def test_a_broker_that_is_away_is_waited_for(own_broker: Kafka, topic: str, envi
 
     eventually(arrived, timeout=60)
     assert [letter.value() for letter in own_broker.read(f"{topic}.dlq")] == [b"bad"]
+
+
+def test_refused_letters_are_bounded_retried_and_forgotten(
+    broker: Kafka, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "MAX_OUTSTANDING", 2)
+    monkeypatch.setattr(dead_letters, "SECONDS_BETWEEN_ATTEMPTS", (0.01, 0.1))
+    broker.create_topic(topic)
+    broker.produce(topic, [b"first", b"second"])
+    letters = DeadLetters(read_settings(environment | {"KAFKA_TOPIC_METADATA_PROPAGATION_MAX_MS": "0"}))
+    acknowledged: list[bytes] = []
+    for message in broker.read(topic):
+        letters.publish(message, InvalidTrade("bad"), partial(acknowledged.append, message.value() or b""))
+    assert letters.full
+
+    def refused() -> bool:
+        letters.poll(0.1)
+        return bool(letters._refused)
+
+    eventually(refused)
+    assert letters.full
+    assert not acknowledged
+    letters.forget()
+    assert not letters.full
+    broker.create_topic(f"{topic}.dlq")
+    broker.produce(topic, [b"third"])
+    letters.publish(broker.read(topic)[2], InvalidTrade("bad"), partial(acknowledged.append, b"third"))
+    eventually(lambda: letters.poll(0.1) or acknowledged == [b"third"])
+    assert [letter.value() for letter in broker.read(f"{topic}.dlq")] == [b"third"]

@@ -7,9 +7,10 @@ that has partition 0, so that there is one such commit. From then on, a partitio
 again, and is read from its oldest trade.
 
 Kafka forgets a topic's offsets when the topic is deleted. Therefore each commit names the topic's id, and an offset of
-another topic's is none; and a trace outlives the topic: an offset in the dead-letter topic, which nobody reads from.
-What Kafka cannot know is that a group existed of which it has deleted everything: one without members for longer than
-the broker's `offsets.retention.minutes`, or whose topic and dead-letter topic were both deleted. It starts as new.
+another topic's is none; and a trace outlives the topic: an offset in the dead-letter topic, which nobody reads from
+there (its lag counts the dead letters; it takes the right to READ that topic). What Kafka cannot know is that a group
+existed of which it has deleted everything: one without members for longer than the broker's
+`offsets.retention.minutes`, or whose topic and dead-letter topic were both deleted. It starts as new.
 """
 
 import time
