@@ -149,7 +149,12 @@ class TradeConsumer:
 
     def run(self) -> None:
         """Consume until the user asks to stop."""
-        self.consumer.subscribe([self.topic], on_assign=self.on_assign, on_revoke=self.on_revoke, on_lost=self.on_lost)
+        self.consumer.subscribe(
+            [self.topic],
+            on_assign=self.on_assign,
+            on_revoke=lambda *_: self.settle(SECONDS_TO_HAND_OVER),
+            on_lost=lambda *_: self.abandon(),  # others have the partitions already
+        )
         # A daemon, because a write that hangs in a dead connection must not keep the process alive.
         threading.Thread(target=self.write_for_ever, daemon=True).start()
         print("🟢 Consumer started. Waiting for trades...", flush=True)
@@ -181,28 +186,26 @@ class TradeConsumer:
             self.wait_for_writer(SECONDS_UNNOTICED if self.database_outage.ongoing else 0.001)
 
     def add(self, messages: list[Message]) -> None:
-        """Decode messages into the batch; an invalid one becomes a dead letter."""
-        if failed := [message for message in messages if message.error() is not None]:
+        """Add messages to the batch; those that are errors of Kafka's are told."""
+        if errors := [error for message in messages if (error := message.error()) is not None]:
             messages = [message for message in messages if message.error() is None]
-            for message in failed:
-                self.on_error(message.error())
+            for error in errors:
+                self.on_error(error)
         self.batch.size += sum(map(len, messages))
-        try:
-            lines = copy_lines([message.value() for message in messages]) if messages else b""
-        except InvalidTrade:
-            for message in messages:
-                self.add_one(message)
-        else:
-            self.batch.chunks.append(lines)
-            self.batch.messages += messages
+        if messages:
+            self.decode(messages)
 
-    def add_one(self, message: Message) -> None:
-        """Decode a message that may be invalid."""
+    def decode(self, messages: list[Message]) -> None:
+        """Decode messages into the batch; an invalid one, which is then looked for, becomes a dead letter."""
         try:
-            self.batch.chunks.append(copy_lines([message.value()]))
-            self.batch.messages.append(message)
+            self.batch.chunks.append(copy_lines([message.value() for message in messages]))
+            self.batch.messages += messages
         except InvalidTrade as reason:
-            self.publish_dead_letter(self.batch, message, reason)
+            if len(messages) == 1:
+                self.publish_dead_letter(self.batch, messages[0], reason)
+                return
+            for message in messages:
+                self.decode([message])
 
     def publish_dead_letter(self, batch: Batch, message: Message, reason: Exception) -> None:
         """Keep the message in the dead-letter topic; the batch's offsets wait for it [3]."""
@@ -269,7 +272,7 @@ class TradeConsumer:
         return None
 
     def finish_writes(self) -> None:
-        """Take over the batches that are stored, in their order, and commit their offsets."""
+        """Take over the batches that are stored, in their order; commit offsets once their dead letters are safe."""
         self.dead_letters.poll()
         while self.writes and self.writes[0][1].done():
             batch, write = self.writes.popleft()
@@ -281,15 +284,8 @@ class TradeConsumer:
                 if self.to_commit and not self.to_commit[-1].unacknowledged:
                     self.to_commit.pop()  # the newer offsets include its own
                 self.to_commit.append(batch)
-        self.commit()
-
-    def commit(self) -> None:
-        """Commit the newest offsets before which every dead letter is acknowledged [3]."""
-        newest = None
-        while self.to_commit and not self.to_commit[0].unacknowledged:
-            newest = self.to_commit.popleft()
-        if newest is not None:
-            self.consumer.commit(offsets=newest.offsets, asynchronous=True)  # [1] then the offsets
+        while self.to_commit and not self.to_commit[0].unacknowledged:  # [3] the dead letters first
+            self.consumer.commit(offsets=self.to_commit.popleft().offsets, asynchronous=True)  # [1] then the offsets
 
     # -- the group: partitions come and go
 
@@ -324,16 +320,8 @@ class TradeConsumer:
         self.consumer.resume(starts)  # a pause would survive the rebalance
         self.paused = False
 
-    def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Finish what is in flight before the partitions go; what cannot be finished is delivered again."""
-        self.settle(SECONDS_TO_HAND_OVER)
-
-    def on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Drop everything: others have the partitions already, and their offsets are no longer ours to commit."""
-        self.abandon()
-
     def settle(self, seconds: float) -> None:
-        """Finish the writes in flight, for at most that long, and abandon the rest."""
+        """Finish what is in flight, for at most that long; what cannot be finished is delivered again."""
         deadline = time.monotonic() + seconds
         while (self.writes or self.to_commit) and time.monotonic() < deadline:
             self.wait_for_writer()
@@ -360,10 +348,9 @@ class TradeConsumer:
             raise KafkaException(error)
         if error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             self.broker_trouble = error.str()  # one broker's: an outage is when none works
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self.kafka_outage.report(self.broker_trouble or error.str())
-        else:
-            self.kafka_outage.report(error.str())
+            return
+        all_down = error.code() == KafkaError._ALL_BROKERS_DOWN
+        self.kafka_outage.report(self.broker_trouble if all_down else error.str())
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """Take the answer to a commit. The next commit or a redelivery covers a failure."""

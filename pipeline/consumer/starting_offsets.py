@@ -87,35 +87,31 @@ class StartingOffsets:
         return look.exception() is None and f"topic={look.result().topic_id}" != self._label
 
     def _describe(self) -> "Future[TopicDescription]":
-        asked = TopicCollection([self._topic])
-        answer: Future[TopicDescription] = self._admin.describe_topics(asked, request_timeout=SECONDS_TO_ANSWER)[
-            self._topic
-        ]
-        return answer
+        answers: dict[str, Future[TopicDescription]] = self._admin.describe_topics(
+            TopicCollection([self._topic]), request_timeout=SECONDS_TO_ANSWER
+        )
+        return answers[self._topic]
 
     def _committed(self, numbers: set[int]) -> dict[int, int] | None:
         """Return the group's offsets of this topic by partition; None if the group has never started."""
-        asked = [*(TopicPartition(self._topic, n) for n in sorted(numbers)), self._trace]
+        asked = [*(TopicPartition(self._topic, number) for number in numbers), self._trace]
         *offsets, trace = self._consumer.committed(asked, timeout=SECONDS_TO_ANSWER)
         for offset in offsets:
             if offset.error:
                 raise KafkaException(offset.error)
-        if trace.offset < 0 and all(offset.offset < 0 for offset in offsets):
+        offsets = [offset for offset in offsets if offset.offset >= 0]
+        if not offsets and trace.offset < 0:
             return None
-        return {o.partition: o.offset for o in offsets if o.offset >= 0 and not self._is_of_another_topic(o)}
-
-    def _is_of_another_topic(self, offset: TopicPartition) -> bool:
-        label = offset.metadata or ""
-        return label.startswith("topic=") and label != self._label
+        # Other tools commit without a label.
+        ours = [o for o in offsets if o.metadata == self._label or not (o.metadata or "").startswith("topic=")]
+        return {offset.partition: offset.offset for offset in ours}
 
     def _start_group(self, numbers: set[int]) -> None:
         oldest = self._list_offsets(numbers, OffsetSpec.earliest())
         starts = self._list_offsets(numbers, OffsetSpec.latest()) if self._latest else oldest
         if skipped := sum(starts.values()) - sum(oldest.values()):
-            print(
-                f"A new group starts at the latest offset: {skipped:,} older messages are skipped (--from-beginning "
-                "reads them).", flush=True
-            )  # fmt: skip
+            told = f"{skipped:,} older messages are skipped (--from-beginning reads them)"
+            print(f"A new group starts at the latest offset: {told}.", flush=True)
         self._next_trace = 0.0
         self._commit(starts)
 

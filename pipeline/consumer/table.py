@@ -22,7 +22,6 @@ SECONDS_TO_STORE = 3.0  # after which the server is asked whether it is still th
 SECONDS_TO_ANSWER = 4  # whole ones, for libpq
 
 _COLUMNS = ", ".join(COLUMNS)
-_READABLE_KEY = "SELECT has_column_privilege('trades', 'trade_id', 'SELECT')"
 _OTHER_KEYS = """
     SELECT indexrelid::regclass FROM pg_index
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
@@ -81,11 +80,12 @@ class TradesTable:
         self._connection = connection = connect(self._url)
         execute_file(connection, TEMPORARY_TABLE)
         with connection, connection.cursor() as cursor:
-            cursor.execute(_READABLE_KEY)
-            [(readable,)] = cursor.fetchall()
             # Naming the key makes another one refuse its row, where it would drop it silently; that takes the right.
-            self._on_conflict = "ON CONFLICT (trade_id) DO NOTHING" if readable else "ON CONFLICT DO NOTHING"
-            if not readable:
+            cursor.execute("SELECT has_column_privilege('trades', 'trade_id', 'SELECT')")
+            if cursor.fetchall() == [(True,)]:
+                self._on_conflict = "ON CONFLICT (trade_id) DO NOTHING"
+            else:
+                self._on_conflict = "ON CONFLICT DO NOTHING"
                 cursor.execute(_OTHER_KEYS)
                 for (name,) in cursor:
                     raise TableError(f"besides the unique key {name}, this role needs SELECT (trade_id) ON trades")
