@@ -1,14 +1,21 @@
-"""Publish the trades of a small, believable stock market to Kafka.
+"""Publish stock trades to Kafka: those of a small, believable market, or recorded ones.
 
     python producer.py                              # one trade a second, each printed with its delivery
     python producer.py --rate 5000                  # 5,000 a second, evenly spread; one line a second
     python producer.py --rate max --count 1000000   # a million, as fast as Kafka takes them
     python producer.py --seed 7 --count 100         # the same hundred trades every time
 
+    python producer.py --replay trades.csv                # recorded trades, at the pace at which they happened
+    python producer.py --replay trades.csv.gz --speed 10  # ten minutes in one; --speed max: as fast as Kafka takes them
+    python producer.py --replay trades.jsonl --now        # as if they happened now: with new ids and times
+
+A recording is CSV with the columns of the table (trade_id,ticker,price,volume,side,timestamp, in any order), JSON lines
+as kafka-console-consumer prints them, either of them gzipped, or Parquet. Ctrl-C says with which --skip to go on.
+
 What is guaranteed, on the lines marked [n]:
   [1] no trade is lost, doubled or put out of its ticker's order between here and Kafka, however often a request has
-      to be repeated or a broker is away: the producer is idempotent and never gives a trade up.
-  [2] when Kafka is slower than the market, the market waits. Nothing is thrown away to keep the pace.
+      to be retried or a broker is away: the producer is idempotent and never gives a trade up.
+  [2] when Kafka is slower than the trades, they wait. Nothing is thrown away to keep the pace.
   [3] only what Kafka has acknowledged is counted as acknowledged.
 """
 
@@ -20,27 +27,31 @@ if __name__ == "__main__":
 import argparse
 import itertools
 import logging
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from faker import Faker
+from msgspec.structs import replace
 
 from pipeline.kafka import client, ensure_topic
 from pipeline.metrics import ProducerMetrics, add_option
 from pipeline.outage import Outage
-from pipeline.producer.pace import Pace
+from pipeline.producer.pace import Pace, Step, Trades
+from pipeline.producer.recording import Recording
 from pipeline.producer.tape import TradeProvider
 from pipeline.settings import Settings
-from pipeline.trade import decode, describe
-from pipeline.user_error import UserError
+from pipeline.trade import READABLE_RATE, decode, describe, encode
+from pipeline.user_error import UsageError, UserError
 
-READABLE_RATE = 20  # trades/s up to which each is printed
-MAX_RATE = 1e9  # trades/s; more than any broker takes
+MAX = 1e9  # trades/s, or times the recorded pace; more than any broker takes
 NOMINAL_RATE = 250_000  # trades/s at which time passes for `--rate max --seed N`
+ANY_PARTITION = -1  # of the topic: the ticker decides
 CHUNK = 500  # trades between two looks at the clock
 SECONDS_FOR_BROKER = 30.0  # that a start waits for Kafka
 SECONDS_TO_STOP = 10.0  # that a stop waits for acknowledgements
@@ -53,27 +64,30 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "reconnect.backoff.max.ms": 1000,
     "linger.ms": 1,  # that a trade waits for others to share its request
     "statistics.interval.ms": 1000,  # for the metrics
-    "log_level": 0,  # what matters of librdkafka's log comes through error_cb,
-    "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # the end of the world as an exception
+    "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # a fatal error is raised, too
 }
 FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than they save the trades
 
-Trades = list[tuple[str, str]]  # ticker and JSON of one after the other
-Tape = Callable[[int], Trades]  # makes so many, now
+Tape = Callable[[int], Trades]  # makes so many trades, now
 
 
 class TradeProducer:
-    """Sends trades to Kafka at a rate (trades/s) and counts what becomes of them."""
+    """Sends trades to Kafka and counts what becomes of them."""
 
-    def __init__(self, settings: Settings, rate: float, count: int) -> None:
-        """Connect in the background. Raises `UsageError` for a wrong KAFKA_… variable."""
-        self.rate = rate
-        self.count = count
+    def __init__(self, settings: Settings, rate: float, whole: str = "") -> None:
+        """Connect in the background. `whole` names what there is to send. Raises `UsageError` for a wrong setting."""
         self.sent = 0  # trades handed to librdkafka
-        self.errors = 0  # trades of them that Kafka refused
+        self.acknowledged = 0  # trades of them that are in Kafka for certain
+        self.errors = 0  # trades of them that were not delivered
+        self.delivered_from_start = (
+            sys.maxsize
+        )  # how many of the first trades were delivered, if not all that were sent
         self.refusal: KafkaError | None = None  # which waiting does not mend
         self._topic = settings.topic
+        self._print_each = rate <= READABLE_RATE
+        self._whole, self._share = whole, 0.0
         self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
+        self._reason = ""  # why a broker could not be reached
         self._began = self._second_began = time.monotonic()
         self._sent_before = self._acknowledged_before = 0
         self._silent_for = 0.0  # seconds that trades wait for the next acknowledgement
@@ -81,59 +95,57 @@ class TradeProducer:
         callbacks = {
             "error_cb": self._on_error,
             "stats_cb": self.metrics.on_statistics,
-            "on_delivery": self._on_delivery,
-            "delivery.report.only.error": rate > READABLE_RATE,  # Python called once a trade would halve the speed
+            "delivery.report.only.error": not self._print_each,  # Python called once a trade would halve the speed
         }
-        defaults = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX_RATE else {})
+        defaults = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX else {})
         self._producer = client(Producer, defaults | settings.kafka | callbacks)
 
     @property
     def in_flight(self) -> int:
-        """Trades that Kafka has neither acknowledged nor refused."""
-        return len(self._producer)
+        """Trades that Kafka has neither acknowledged nor refused yet."""
+        return self.sent - self.acknowledged - self.errors
 
-    @property
-    def acknowledged(self) -> int:
-        """Trades that are in Kafka for certain."""
-        return self.sent - self.in_flight - self.errors  # [3]
-
-    def run(self, tape: Tape) -> None:
-        """Send until the count is reached and acknowledged, the user wants to stop, or Kafka refuses for good."""
-        self._send(tape(1))
-        self._await_acknowledgements()  # the first takes up to a second: better one trade waits for it than thousands
-        self._second_began = time.monotonic()
-        pace = Pace(self.rate, self._second_began)
-        while self.sent < self.count and not self._ending():
-            due = pace.due(time.monotonic(), min(CHUNK, self.count - self.sent))
-            self._send(tape(due))
-            self._serve(min(pace.wait(), SECONDS_UNNOTICED))
+    def run(self, steps: Iterable[Step]) -> None:
+        """Send until everything is acknowledged, the user wants to stop, or Kafka refuses for good."""
+        for number, step in enumerate(steps):
+            self._share = step.share
+            self._send(step.trades)
+            if number == 0:  # takes up to a second: better a few trades wait for the connection than thousands
+                self._await_acknowledgements()
+                self._second_began = time.monotonic()
+            self._serve(min(step.seconds, SECONDS_UNNOTICED))
+            if self._ending():
+                break
         self._await_acknowledgements()
 
     def close(self) -> None:
         """Wait for the acknowledgements that are still missing, then sum up."""
         if self.refusal is None:
             self._producer.flush(SECONDS_TO_STOP)
+        self._producer.purge()  # reports what is left as not delivered
+        self._producer.flush(SECONDS_TO_STOP)
+        self._count_acknowledged()
         lost = self.sent - self.acknowledged
         seconds = time.monotonic() - self._began
         sign = "⚠️ " if lost else "✅"
         print(f"{sign} {self.acknowledged:,} trades acknowledged by Kafka in {seconds:.1f} s, {lost:,} not delivered.")
 
     def _send(self, trades: Trades) -> None:
-        produce, topic = self._producer.produce, self._topic
+        produce, topic, on_delivery = self._producer.produce, self._topic, partial(self._on_delivery, self.sent)
         for ticker, message in trades:
             try:
-                produce(topic, message, ticker)
+                produce(topic, message, ticker, ANY_PARTITION, on_delivery)
             except BufferError:
-                if not self._send_later(ticker, message):
+                if not self._send_later(ticker, message, on_delivery):
                     return
             self.sent += 1
 
-    def _send_later(self, ticker: str, message: str) -> bool:
+    def _send_later(self, ticker: str, message: str, on_delivery: Callable[..., None]) -> bool:
         """Wait until librdkafka's queue has room [2]; tell whether it took the trade before the end."""
         while not self._ending():
             self._serve(SECONDS_UNNOTICED)
             try:
-                self._producer.produce(self._topic, message, ticker)
+                self._producer.produce(self._topic, message, ticker, ANY_PARTITION, on_delivery)
                 return True
             except BufferError:
                 continue
@@ -146,73 +158,83 @@ class TradeProducer:
     def _ending(self) -> bool:
         return stop_requested() or self.refusal is not None
 
+    def _count_acknowledged(self) -> None:
+        """[3] Count what is sent and neither with librdkafka any more nor reported as an error.
+
+        len() also counts events that wait for poll(), of which an outage has many, so at times this is less than what
+        is acknowledged, and less than before. It is never more, so the most it ever was holds; and nothing is missing
+        from it once the queue is empty.
+        """
+        self.acknowledged = max(self.acknowledged, self.sent - len(self._producer) - self.errors)
+
     def _serve(self, seconds: float) -> None:
         """Let librdkafka report for so long, or until it has; once a second, print a line and see if Kafka is back."""
         self._producer.poll(seconds)
+        self._count_acknowledged()
         passed = time.monotonic() - self._second_began
         if passed < 1:
             return
-        acknowledged = self.acknowledged
         self.metrics.sent.inc(self.sent - self._sent_before)
-        self.metrics.acknowledged.inc(acknowledged - self._acknowledged_before)
-        if acknowledged > self._acknowledged_before:
-            self._silent_for = 0.0
+        self.metrics.acknowledged.inc(self.acknowledged - self._acknowledged_before)
+        if self.acknowledged > self._acknowledged_before or not self.in_flight:
+            self._silent_for, self._reason = 0.0, ""
             self._outage.end()
-        elif self.in_flight:
+        else:
             self._silent_for += passed
             if self._silent_for > SECONDS_OF_SILENCE:
                 # To a broker that came back without its memory, librdkafka would offer the same trades for ever.
-                self._outage.report("nothing is acknowledged (a broker started empty needs a new producer)")
-        if self.rate > READABLE_RATE and self.sent > 1:
-            rate = (self.sent - self._sent_before) / passed
+                self._outage.report(self._reason or "no acknowledgements (a broker started empty needs a new producer)")
+        if not self._print_each and self.sent != 1:
             print(
-                f"📤 {rate:,.0f} trades/s; {self.sent:,} sent, {acknowledged:,} acknowledged, "
-                f"{self.in_flight:,} in flight, {self.errors:,} errors{self._progress(rate)}",
+                f"📤 {(self.sent - self._sent_before) / passed:,.0f} trades/s; {self.sent:,} sent, "
+                f"{self.acknowledged:,} acknowledged, {self.in_flight:,} in flight, {self.errors:,} errors"
+                f"{self._progress()}",
                 flush=True,
             )
         self._second_began += passed
-        self._sent_before, self._acknowledged_before = self.sent, acknowledged
+        self._sent_before, self._acknowledged_before = self.sent, self.acknowledged
 
-    def _progress(self, rate: float) -> str:
-        """Tell how far the count has come, and how long the rest takes at this rate (trades/s)."""
-        if self.count == sys.maxsize:
+    def _progress(self) -> str:
+        """Tell how much of the whole is sent, and how long the rest will take."""
+        if not self._share:
             return ""
-        left = timedelta(seconds=round((self.count - self.sent) / rate)) if rate else "unknown time"
-        return f"; {self.sent / self.count:.0%} of {self.count:,}, {left} left"
+        left = (time.monotonic() - self._began) * (1 - self._share) / self._share
+        return f"; {self._share:.0%} of {self._whole}, {timedelta(seconds=round(left))} left"
 
-    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        """Take note of a refused trade, or print a delivered one."""
+    def _on_delivery(self, sent_before: int, error: KafkaError | None, message: Message) -> None:
+        """Take note of a trade that was not delivered, or print one that was. `sent_before` it, at the least."""
         if error is not None:
             self.errors += 1
             self.metrics.errors.inc()
-            if error.code() != KafkaError._MSG_TIMED_OUT:  # that comes only of a user's own KAFKA_MESSAGE_TIMEOUT_MS
+            self.delivered_from_start = min(self.delivered_from_start, sent_before)
+            if error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # of close()
                 self.refusal = error
             return
         print(
             f"📤 {describe(decode(message.value()))}"
             f"  → {message.topic()}, partition {message.partition()}, offset {message.offset()}"
-            f"{self._progress(self.rate)}",
+            f"{self._progress()}",
             flush=True,
         )
 
     def _on_error(self, error: KafkaError) -> None:
-        """Say why a broker cannot be reached; librdkafka goes on trying. Fatal errors are raised by poll() instead."""
+        """Note why a broker cannot be reached; librdkafka retries. Fatal errors are raised by poll() instead."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows on the one that says why
-            self._outage.report(error.str())
+            self._reason = error.str()
 
 
 def read_rate(text: str) -> float:
-    """Read a rate in trades/s: a number above 0, or max for as many as Kafka takes."""
+    """Read a number above 0, or max for as many or as fast as Kafka takes."""
     if text == "max":
-        return MAX_RATE
-    if not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= MAX_RATE:
-        raise argparse.ArgumentTypeError(f"{text}: give trades per second, such as 1, 0.5 or 5000, or max")
+        return MAX
+    if not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= MAX:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0, such as 1, 0.5 or 5000, or max")
     return float(text)
 
 
-def read_count(text: str) -> int:
+def read_count(text: str, least: int = 1) -> int:
     """Read a number of trades."""
-    if not text.isdecimal() or not 0 < int(text) < sys.maxsize:
+    if not text.isdecimal() or not least <= int(text) < sys.maxsize:
         raise argparse.ArgumentTypeError(f"{text}: give a number of trades, such as 1000")
     return int(text)
 
@@ -220,9 +242,24 @@ def read_count(text: str) -> int:
 def options() -> argparse.ArgumentParser:
     """Return the command line's options; a wrong one is one line, exit code 2."""
     known = parser(__doc__)
-    known.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
+    source = known.add_mutually_exclusive_group()
+    source.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
+    source.add_argument("--replay", metavar="FILE", help="send the trades of a recording instead of the market's")
     known.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
     known.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
+    replay = known.add_argument_group("with --replay")
+    replay.add_argument(
+        "--speed", type=read_rate, default=1.0, metavar="N|max", help="times the recorded pace (default: 1)"
+    )
+    replay.add_argument(
+        "--now", action="store_true", help="give the trades new ids, and the time at which they are sent"
+    )
+    replay.add_argument(
+        "--skip", type=partial(read_count, least=0), default=0, metavar="N", help="leave out the first N trades"
+    )
+    replay.add_argument(
+        "--strict", action="store_true", help="end at the first invalid line, instead of leaving it out"
+    )
     add_option(known)
     return known
 
@@ -237,20 +274,56 @@ def open_market(seed: int | None, rate: float) -> Tape:
     return TradeProvider(fake, market_clock=itertools.count(0, step).__next__).trade_messages
 
 
+def market_steps(tape: Tape, rate: float, count: int) -> Iterator[Step]:
+    """Make trades at a rate (trades/s), the first of them alone."""
+    unit = 0.0 if count == sys.maxsize else 1 / count
+    yield Step(tape(1), share=unit)
+    pace, made = Pace(rate, time.monotonic()), 1
+    while made < count:
+        due = pace.due(time.monotonic(), min(CHUNK, count - made))
+        made += due
+        yield Step(tape(due), pace.wait(), made * unit)
+
+
+def as_if_now(steps: Iterable[Step], tape: Tape) -> Iterator[Step]:
+    """Give recorded trades the ids and timestamps of trades that the market makes at this moment."""
+    for step in steps:
+        trades: Trades = []
+        for (_, recorded), (_, made) in zip(step.trades, tape(len(step.trades)), strict=True):
+            now = decode(made.encode())
+            trade = replace(decode(recorded.encode()), trade_id=now.trade_id, timestamp=now.timestamp)
+            trades.append((trade.ticker, encode(trade).decode()))
+        yield step._replace(trades=trades)
+
+
 def main(options: argparse.Namespace, settings: Settings) -> None:
     """Run the producer."""
+    tape = open_market(options.seed, options.rate)
+    recording = Recording(options.replay, options.strict) if options.replay else None
+    if recording:
+        steps = recording.steps(options.speed, options.count, options.skip)
+        steps = as_if_now(steps, tape) if options.now else steps
+    elif options.now or options.skip or options.strict or options.speed != 1:
+        raise UsageError("--speed, --now, --skip and --strict go with --replay")
+    else:
+        steps = market_steps(tape, options.rate, options.count)
     ensure_topic(settings, settings.topic, SECONDS_FOR_BROKER)
     if stop_requested():
         print("Producer stopped before it started.")
         return
-    producer = TradeProducer(settings, options.rate, options.count)
+    producer = TradeProducer(settings, MAX if recording else options.rate, options.replay or f"{options.count:,}")
     producer.metrics.serve(options.metrics_port)
     try:
-        producer.run(open_market(options.seed, options.rate))
+        producer.run(steps)
     except KafkaException as exception:
         producer.refusal = exception.args[0]
     finally:
         producer.close()
+        if recording and recording.left_out:
+            print(f"⚠️  {recording.left_out:,} invalid lines of {recording.path} were left out.")
+        if recording and (not recording.finished or producer.errors):
+            done = options.skip + min(producer.sent, producer.delivered_from_start)
+            print(f"To go on, --replay {shlex.quote(recording.path)} --skip {done}")
     if producer.refusal is not None:
         raise UserError(f"Kafka takes no more trades: {producer.refusal.str()}")
 

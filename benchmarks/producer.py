@@ -28,8 +28,9 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.sink import processor, show
+from pipeline.producer.pace import Trades
 from pipeline.settings import read_settings
-from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX_RATE, TradeProducer, Trades, open_market
+from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX, TradeProducer, market_steps, open_market
 from tests.services import Kafka, Script, environment_of
 
 SECONDS_OF_PACE = 10
@@ -51,7 +52,7 @@ def new_topic(bootstrap_servers: str) -> Iterator[str]:
 
 def bare_loop(bootstrap_servers: str, trades: int) -> float:
     """Produce one constant trade over and over; return trades/s."""
-    [(ticker, message)] = open_market(None, MAX_RATE)(1)
+    [(ticker, message)] = open_market(None, MAX)(1)
     callbacks = {"on_delivery": lambda error, message: None, "delivery.report.only.error": True}
     own = Producer(KAFKA_DEFAULTS | FULL_SPEED | {"bootstrap.servers": bootstrap_servers} | callbacks)
     with new_topic(bootstrap_servers) as topic:
@@ -82,8 +83,8 @@ def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], 
 
     with new_topic(bootstrap_servers) as topic, contextlib.redirect_stdout(io.StringIO()):
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "KAFKA_TOPIC": topic})
-        own = TradeProducer(settings, rate, trades)
-        own.run(noted)
+        own = TradeProducer(settings, rate)
+        own.run(market_steps(noted, rate, trades))
         ended = time.monotonic()
         own.close()
         assert own.acknowledged == trades, f"{own.acknowledged:,} of {trades:,} acknowledged"
@@ -93,7 +94,7 @@ def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], 
 def full_speed(bootstrap_servers: str, trades: int) -> float:
     """Return the trades/s of `--rate max`."""
     asked: list[float] = []
-    ended = run(bootstrap_servers, MAX_RATE, trades, lambda _: asked.append(time.monotonic()))
+    ended = run(bootstrap_servers, MAX, trades, lambda _: asked.append(time.monotonic()))
     return trades / (ended - asked[1])  # more than the first is asked for when that is acknowledged
 
 

@@ -18,11 +18,16 @@ OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAF
 # With any other value of these, trades could be lost: the README's promises would be void.
 PROMISED = {
     "acks": ("all", "-1"),
+    "delivery.timeout.ms": ("0",),
     "enable.auto.commit": ("false",),
     "enable.idempotence": ("true",),
     "enable.partition.eof": ("false",),
     "group.protocol": ("classic",),
+    "message.send.max.retries": (),
+    "message.timeout.ms": ("0",),
     "partition.assignment.strategy": ("range", "roundrobin", "range,roundrobin", "roundrobin,range"),
+    "request.required.acks": ("all", "-1"),
+    "retries": (),
     "transactional.id": (),
 }
 

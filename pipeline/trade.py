@@ -14,6 +14,8 @@ MAX_PRICE = 99_999_999.99  # NUMERIC(10,2)
 MAX_VOLUME = 2_147_483_647  # INTEGER
 MAX_TICKER_LENGTH = 10  # VARCHAR(10)
 
+READABLE_RATE = 20  # trades/s up to which a person can read each one
+
 
 class Trade(msgspec.Struct, frozen=True, gc=False):
     """One executed trade, as it travels."""

@@ -8,9 +8,7 @@ from confluent_kafka import Consumer, Message
 from pipeline.command import first_line, printable
 from pipeline.consumer.table import Stored
 from pipeline.metrics import ConsumerMetrics
-from pipeline.trade import decode, describe
-
-READABLE_RATE = 20  # trades/s up to which each is printed
+from pipeline.trade import READABLE_RATE, decode, describe
 
 log = logging.getLogger(__name__)
 

@@ -1,15 +1,27 @@
 """A steady rate: how many trades are due, and how long until the next one is."""
 
+from typing import NamedTuple
+
 CATCH_UP = 0.05  # how much faster than the rate it may always go to make up for lost time
 BURST = 0.008  # seconds' worth of trades that may go at once
 TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
+
+Trades = list[tuple[str, str]]  # ticker and JSON of one after the other
+
+
+class Step(NamedTuple):
+    """What the producer does next."""
+
+    trades: Trades  # to send
+    seconds: float = 0.0  # until the next ones are due
+    share: float = 0.0  # of all there is to send that is sent then; stays 0 where there is no end
 
 
 class Pace:
     """Spreads `rate` trades a second evenly.
 
-    What a stall left undone is made up for within some seconds, never in a burst: the longer it was, the faster, up to
-    twice the rate after a second. What is later than that is let go. Times are seconds of any steady clock.
+    After a stall it catches up within seconds at up to twice the rate, never in a burst; backlog beyond one second is
+    dropped. Times are seconds of any steady clock.
     """
 
     def __init__(self, rate: float, now: float) -> None:
