@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,6 +15,7 @@ from confluent_kafka import Message
 
 import producer
 from pipeline.command import run
+from pipeline.settings import read_settings
 from pipeline.trade import Trade, decode
 from tests.conftest import RunScript
 from tests.services import ROOT, Kafka, eventually, free_port
@@ -157,6 +159,66 @@ def test_a_broker_that_was_away_gets_every_trade_once(own_broker: Kafka, topic: 
     assert len(ids) == len(set(ids)) == 5_000
 
 
+def test_an_outage_is_survived_whenever_it_finds_the_producer(
+    own_broker: Kafka, topic: str, run_script: RunScript
+) -> None:
+    """A broker is killed and comes back with its data: while one is sending, one starts, and one has just begun."""
+    server = {"KAFKA_BOOTSTRAP_SERVERS": own_broker.bootstrap_servers}
+    # Every poll finds events in the queue, as after a minute of failed connections.
+    sending = run_script("producer.py", "--rate", "10", KAFKA_STATISTICS_INTERVAL_MS="1", **server)
+    sending.wait_for_line("offset 5")
+    own_broker.kill()
+    starting = run_script("producer.py", "--count", "3", "--rate", "max", KAFKA_TOPIC=f"{topic}-2", **server)
+    settings = read_settings({"KAFKA_TOPIC": topic, **server})
+    never_connected = producer.TradeProducer(settings, 100)
+    steps = producer.market_steps(producer.open_market(None, 100), 100, 200)
+    thread = threading.Thread(target=never_connected.run, args=[steps], daemon=True)
+    thread.start()
+    starting.wait_for_line("⏳")
+    sending.wait_for_line("⚠️")
+    eventually(lambda: never_connected.in_flight == 1)
+    own_broker.start()
+    assert starting.wait() == 0
+    sending.wait_for_line("works again")
+    thread.join(30)
+    assert never_connected.acknowledged == 200
+    never_connected.close()
+    assert sending.stop() == 0
+    acknowledged, lost = summary(sending.stdout)
+    assert lost == 0
+    ids = [trade.trade_id for trade in trades(own_broker.read(topic))]
+    assert len(ids) == len(set(ids)) == acknowledged + 200
+    assert len(own_broker.read(f"{topic}-2")) == 3
+
+
+class Queue:
+    """librdkafka's, in which events of an outage pile up beside the messages."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def produce(self, *message: object) -> None:
+        self.length += 1
+
+    def poll(self, seconds: float) -> None:
+        pass
+
+
+def test_what_is_acknowledged_never_falls_and_is_never_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = producer.TradeProducer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), 10)
+    queue = Queue()
+    monkeypatch.setattr(own, "_producer", queue)
+    own._send([("AAPL", "{}")] * 100)
+    for queue.length, acknowledged in ((100, 0), (40, 60), (140, 60), (35, 65), (36, 65), (0, 100), (9, 100)):
+        own._second_began -= 2  # so that each time is the end of a second
+        own._serve(0)
+        assert own.acknowledged == acknowledged
+    assert own.in_flight == 0
+
+
 def test_a_stop_while_the_broker_is_away_says_what_was_not_delivered(
     own_broker: Kafka, topic: str, run_script: RunScript
 ) -> None:
@@ -206,6 +268,10 @@ def test_bad_usage_is_one_line_and_exit_code_2(words: tuple[str, ...], capsys: p
     [
         ({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, 1, "docker compose up -d"),
         ({"KAFKA_ACKS": "1"}, 2, "KAFKA_ACKS"),
+        ({"KAFKA_ENABLE_IDEMPOTENCE": "false"}, 2, "KAFKA_ENABLE_IDEMPOTENCE"),
+        ({"KAFKA_MESSAGE_TIMEOUT_MS": "30000"}, 2, "KAFKA_MESSAGE_TIMEOUT_MS"),
+        ({"KAFKA_RETRIES": "3"}, 2, "KAFKA_RETRIES"),
+        ({"KAFKA_BATCH_SIZE": "large"}, 2, "batch.size"),
         ({"KAFKA_COLOUR": "red"}, 2, "colour"),
         ({"KAFKA_TOPIC_PARTITIONS": "many"}, 2, "KAFKA_TOPIC_PARTITIONS"),
     ],
