@@ -15,11 +15,13 @@ import pytest
 import producer
 from pipeline.command import run
 from pipeline.producer import recording
+from pipeline.producer.market import SESSION
 from pipeline.producer.recording import Recording
 from pipeline.trade import COLUMNS, decode
 from pipeline.user_error import UsageError
 from tests.conftest import RunScript
 from tests.messages import FIELDS, expected_row, mutations, trade
+from tests.recorded_day import PATH, TRADES, recorded_day
 from tests.services import Database, Kafka, eventually
 
 FLAT_OUT = 1e9
@@ -266,6 +268,13 @@ def test_the_share_grows_to_the_whole(clock: Clock, tmp_path: Path) -> None:
     assert shares[0] < 0.02
     assert 0.4 < shares[len(shares) // 2] < 0.6
     assert shares[-1] == 1
+
+
+def test_the_recorded_day_is_what_the_market_makes(clock: Clock) -> None:
+    assert gzip.decompress(PATH.read_bytes()).decode() == recorded_day()
+    moments = played(PATH, 60, clock)
+    assert len(moments) == TRADES
+    assert moments[-1] == pytest.approx(SESSION / 60, rel=0.01)
 
 
 # -- the script, with real servers
