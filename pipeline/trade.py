@@ -77,8 +77,7 @@ def _uuids(texts: list[str]) -> list[str]:
     """Return UUIDs in lower case: one key, however the sender spells it."""
     if _are_uuids(texts):
         return texts
-    lowered = [text.lower() for text in texts]
-    if not _are_uuids(lowered):
+    if not _are_uuids(lowered := [text.lower() for text in texts]):
         raise InvalidTrade(
             f"trade_id is not a UUID: {next(text for text in texts if not _are_uuids([text.lower()]))!r}"
         )
