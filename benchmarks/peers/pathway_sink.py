@@ -1,6 +1,7 @@
 """Pathway from Kafka to a PostgreSQL table in snapshot mode, which updates by primary key."""
 
 import os
+import sys
 from urllib.parse import urlsplit
 
 import pathway as pw  # type: ignore[import-not-found]
@@ -31,7 +32,7 @@ trades = pw.io.kafka.read(
     autocommit_duration_ms=100,  # of 50, 100, 200, 500 and 1500 (its default) the fastest
 )
 pw.io.postgres.write(
-    trades.with_columns(timestamp=trades.timestamp.dt.strptime("%Y-%m-%dT%H:%M:%S.%fZ")),
+    trades.with_columns(timestamp=trades.timestamp.dt.strptime(sys.argv[1])),
     {
         "host": database.hostname,
         "port": database.port,
