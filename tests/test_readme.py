@@ -1,4 +1,4 @@
-"""README.md is right: every command in it runs, every name in it exists, every message in it is one that is said."""
+"""README.md and docs/ are right: each command in them runs, each name exists, each message is one that is said."""
 
 import json
 import re
@@ -6,10 +6,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import metadata
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -33,6 +31,7 @@ from tests.services import ROOT, Kafka, Postgres, Script, environment_of, eventu
 from tests.test_contract import CONTRACT
 
 README = (ROOT / "README.md").read_text()
+PAGES = README + "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 
 
 @dataclass
@@ -61,14 +60,14 @@ class Command:
 
 def commands(*program: str) -> list[Command]:
     """The commands of the shell blocks that begin with these words, in their order."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGES, re.MULTILINE | re.DOTALL)
     every = [Command(line) for block in blocks for line in block.splitlines()]
     return [command for command in every if tuple(command.words[: len(program)]) == program]
 
 
 def table_after(heading: str) -> list[list[str]]:
     """The cells of the first table after a heading, without its own head."""
-    section = re.split(rf"^#+ {re.escape(heading)}$", README, flags=re.MULTILINE)[1]
+    section = re.split(rf"^#+ {re.escape(heading)}$", PAGES, flags=re.MULTILINE)[1]
     rows = re.findall(r"^\|(.+)\|$", re.split(r"^#", section, flags=re.MULTILINE)[0], re.MULTILINE)
     return [[cell.strip() for cell in row.split(" | ")] for row in rows[2:]]
 
@@ -77,7 +76,15 @@ def table_after(heading: str) -> list[list[str]]:
 
 
 def test_every_command_is_of_a_kind_that_is_tried_here() -> None:
-    kinds = [("make",), ("python",), ("python3", "-m", "venv"), (".",), ("pip", "install"), ("streamlit", "run")]
+    kinds = [
+        ("make",),
+        ("python",),
+        ("python3", "-m", "venv"),
+        (".",),
+        ("pip", "install"),
+        ("streamlit", "run"),
+        ("psql",),
+    ]
     tried = [
         command.line for kind in (*kinds, ("docker", "compose"), ("docker", "exec")) for command in commands(*kind)
     ]
@@ -98,7 +105,12 @@ def test_the_environment_is_made_from_files_that_are_here() -> None:
     assert installed == ["requirements.txt", "requirements-local.txt"]
 
 
-@pytest.mark.parametrize("command", commands("python"), ids=lambda command: str(command.line))
+def scripts() -> list[Command]:
+    """The commands of ours; Kafka's own tools are run as a whole."""
+    return [command for command in commands("python") if not command.words[2:] or command.words[2] not in TOOLS]
+
+
+@pytest.mark.parametrize("command", scripts(), ids=lambda command: str(command.line))
 def test_a_script_has_the_options(command: Command) -> None:
     script = command.words[1:3] if command.words[1] == "-m" else command.words[1:2]
     done = subprocess.run([sys.executable, *script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -107,7 +119,13 @@ def test_a_script_has_the_options(command: Command) -> None:
         assert option in done.stdout
 
 
-@pytest.mark.parametrize("command", commands("python", "producer.py"), ids=lambda command: str(command.line))
+def makes_trades(command: Command) -> bool:
+    return "--replay" not in command.words
+
+
+@pytest.mark.parametrize(
+    "command", filter(makes_trades, commands("python", "producer.py")), ids=lambda command: str(command.line)
+)
 def test_the_producer_runs(command: Command, run_script: RunScript) -> None:
     few = ["1000" if word == "1000000" else word for word in command.words[1:]]
     script = run_script(*few, **command.variables)
@@ -121,7 +139,7 @@ def test_the_producer_runs(command: Command, run_script: RunScript) -> None:
 def test_the_consumer_runs_and_reads_from_the_beginning(run_script: RunScript, broker: Kafka, topic: str) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()])
-    assert "python consumer.py --from-beginning" in README
+    assert "`python consumer.py --from-beginning`" in PAGES
     script = run_script("consumer.py", "--from-beginning")
     script.wait_for_line("🟢 Consumer started. Waiting for trades...")
     script.wait_for_line("📥")
@@ -179,22 +197,37 @@ def test_the_commands_in_the_database_run_in_their_order() -> None:
     assert ran >= 5
 
 
-def test_the_commands_in_kafka_run_in_their_order(own_broker: Kafka) -> None:
+def kafka_tools(container: bool) -> Iterator[list[str]]:
+    """The commands of Kafka's own tools: in the container, or of local_stack.py."""
+    for command in commands(*(("docker", "exec") if container else ("python", "local_stack.py"))):
+        if container and in_container(command)[0] == "kafka":
+            yield in_container(command)[1]
+        elif not container and len(command.words) > 2:
+            yield command.words[2:]
+
+
+@pytest.mark.parametrize("container", [True, False])
+def test_the_commands_in_kafka_run_in_their_order(own_broker: Kafka, container: bool) -> None:
     printed = ""
-    for command in commands("docker", "exec"):
-        container, words = in_container(command)
-        if container != "kafka":
-            continue
+    for words in kafka_tools(container):
         if "kafka-console-consumer" in words:
             own_broker.produce("orders", [trade() for _ in range(5)])
         if "kafka-consumer-groups" in words:
             consume_once(own_broker)
-        done = run_kafka_tool(words, own_broker.bootstrap_servers)
+        run = run_kafka_tool if container else run_local_tool
+        done = run(words, own_broker.bootstrap_servers)
         assert done.returncode == 0, done.stdout
         printed += done.stdout
     assert printed.count('"trade_id"') == 5
     assert re.search(r"^trades-consumer-group-v2 +orders +0 ", printed, re.MULTILINE)
-    assert own_broker.partitions("orders") == 6
+    assert own_broker.partitions("orders") == (6 if container else 1)
+
+
+def run_local_tool(words: list[str], bootstrap_servers: str) -> subprocess.CompletedProcess[str]:
+    """Run `python local_stack.py kafka-topics …` for another broker."""
+    environment = environment_of(bootstrap_servers, "", "orders", "nobody")
+    command = [sys.executable, "local_stack.py", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def consume_once(broker: Kafka) -> None:
@@ -256,7 +289,7 @@ def test_the_variables_in_commands_are_known() -> None:
 
 def source() -> str:
     """Everything that can say something, with the parts of a text that is written over several lines put together."""
-    paths = [*ROOT.glob("*.py"), *(ROOT / "pipeline").rglob("*.py"), ROOT / "tests" / "conftest.py", ROOT / "Makefile"]
+    paths = [*ROOT.glob("*.py"), *(ROOT / "pipeline").rglob("*.py"), ROOT / "Makefile"]
     return re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in paths))
 
 
@@ -266,11 +299,11 @@ def test_the_metrics_are_those_that_are_served() -> None:
         for family in metrics.registry.collect():
             if family.name.startswith("trades_"):
                 served.add((family.name + ("_total" if family.type == "counter" else ""), script))
-    assert {(name.strip("`"), script) for name, script, _ in table_after("Running it for real")} == served
+    assert {(name.strip("`"), script) for name, script, _ in table_after("Metrics")} == served
 
 
 def messages() -> list[str]:
-    return [message.strip("`") for message, _ in table_after("When something goes wrong")]
+    return [message.strip("`") for message, _ in table_after("Troubleshooting")]
 
 
 # What others say: make, Python and Docker. The rest is ours, or Streamlit's.
@@ -302,19 +335,29 @@ def test_the_promises_are_marked_in_the_consumer() -> None:
         assert mark in code
 
 
-def test_every_heading_and_file_that_is_linked_to_is_there() -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
-    for name in re.findall(r"`((?:pipeline|sql|tests|benchmarks)/[\w./]*)`", README):
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: str(page.name))
+def test_every_heading_and_file_that_is_linked_to_is_there(page: Path) -> None:
+    for link, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in [title.lower().replace(" ", "-") for title in titles], heading
+    for name in re.findall(r"`((?:pipeline|sql|tests|benchmarks|docs|images)/[\w./]*)`", page.read_text()):
         assert (ROOT / name).exists(), name
 
 
-# -- the tree and the licences
+def test_the_readme_is_a_shop_window() -> None:
+    assert len(README.splitlines()) <= 200
+    assert len(README.encode()) <= 10_000
+
+
+# -- the tree
 
 
 def tree() -> Iterator[str]:
     """Every path of the README's tree."""
-    [block] = re.findall(r"^```text\n(.*?)^```", README.split("## The files")[1], re.MULTILINE | re.DOTALL)
+    [block] = re.findall(r"^```text\n(.*?)^```", README.split("## How a trade flows")[1], re.MULTILINE | re.DOTALL)
     folder = ""
     for line in block.splitlines():
         names = re.split(r" {2,}", line.strip())[0]
@@ -329,21 +372,9 @@ def test_the_tree_is_the_one_that_is_here() -> None:
         assert (ROOT / path).exists(), path
         assert (ROOT / path).is_dir() == path.endswith("/"), path
     expected = {path.name for path in ROOT.glob("*.py")} | {"Makefile", "Procfile", "Dockerfile", "docker-compose.yml"}
-    expected |= {f"pipeline/{path.name}" for path in (ROOT / "pipeline").glob("*.py") if path.name != "__init__.py"}
-    expected |= {f"sql/{path.name}" + ("/" if path.is_dir() else "") for path in (ROOT / "sql").iterdir()}
+    shared = [path for path in (ROOT / "pipeline").iterdir() if not path.name.startswith("__")]
+    expected |= {f"pipeline/{path.name}" + ("/" if path.is_dir() else "") for path in shared}
     assert expected <= listed, expected - listed
-
-
-def test_every_package_that_is_shipped_is_listed_with_its_licence() -> None:
-    licence_of = {package: licence for packages, licence in table_after("Licences") for package in packages.split(", ")}
-    licence_of = {package.partition(" ")[0]: licence for package, licence in licence_of.items()}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = [requirement.partition("==")[0] for requirement in project["dependencies"]]
-    assert set(required) <= set(licence_of)
-    for package, licence in licence_of.items():
-        own = metadata(package)
-        stated = str([own.get_all(name) for name in ("License-Expression", "License", "Classifier")])
-        assert licence in stated.replace("Apache Software License", "Apache-2.0"), (package, stated)
 
 
 def test_compose_and_the_readme_name_the_same_project() -> None:
