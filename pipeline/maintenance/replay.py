@@ -6,7 +6,7 @@
     python -m pipeline.maintenance.replay --replay --reason "two decimals"
     python -m pipeline.maintenance.replay --replay --all
 
-A replayed message has the key and the value that it came with; one that is no trade still becomes a dead letter again.
+A replayed message has the key and the value that it came with; one that is still invalid becomes a dead letter again.
 It leaves a mark in the dead-letter topic, in the partition of its letter and thus as long-lived, and both are written
 in one transaction: whatever is killed when, the letter is either replayed and marked, or neither. A second replay that
 is started meanwhile ends the first and goes on from its marks. So nothing is replayed twice, however often it is run.
