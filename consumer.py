@@ -316,7 +316,8 @@ class TradeConsumer:
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
         self.kafka_outage.end()
         self.assigned = []
-        self.consumer.assign(starts)
+        # Those are committed, so librdkafka can look them up itself: then it knows the lag from the first second on.
+        self.consumer.assign([TopicPartition(start.topic, start.partition) for start in starts])
         self.consumer.resume(starts)  # a pause would survive the rebalance
         self.paused = False
 
