@@ -119,13 +119,12 @@ def test_a_script_has_the_options(command: Command) -> None:
         assert option in done.stdout
 
 
-def makes_trades(command: Command) -> bool:
-    return "--replay" not in command.words
+def makes_trades() -> list[Command]:
+    """The commands of the producer that need no file."""
+    return [command for command in commands("python", "producer.py") if "--replay" not in command.words]
 
 
-@pytest.mark.parametrize(
-    "command", filter(makes_trades, commands("python", "producer.py")), ids=lambda command: str(command.line)
-)
+@pytest.mark.parametrize("command", makes_trades(), ids=lambda command: str(command.line))
 def test_the_producer_runs(command: Command, run_script: RunScript) -> None:
     few = ["1000" if word == "1000000" else word for word in command.words[1:]]
     script = run_script(*few, **command.variables)
