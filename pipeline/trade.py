@@ -13,7 +13,6 @@ import msgspec
 MAX_PRICE = 99_999_999.99  # NUMERIC(10,2)
 MAX_VOLUME = 2_147_483_647  # INTEGER
 MAX_TICKER_LENGTH = 10  # VARCHAR(10)
-
 READABLE_RATE = 20  # trades/s up to which a person can read each one
 
 
@@ -78,9 +77,8 @@ def _uuids(texts: list[str]) -> list[str]:
     if _are_uuids(texts):
         return texts
     if not _are_uuids(lowered := [text.lower() for text in texts]):
-        raise InvalidTrade(
-            f"trade_id is not a UUID: {next(text for text in texts if not _are_uuids([text.lower()]))!r}"
-        )
+        wrong = next(text for text in texts if not _are_uuids([text.lower()]))
+        raise InvalidTrade(f"trade_id is not a UUID: {wrong!r}")
     return lowered
 
 
