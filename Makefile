@@ -10,7 +10,7 @@ VENV_PYTHON := $(VENV)/bin/python
 INSTALLED     := $(VENV)/requirements-local.txt
 INSTALLED_DEV := $(VENV)/requirements-dev.txt
 
-.PHONY: help run test chaos check install lock
+.PHONY: help run cluster test chaos check install lock
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -20,6 +20,12 @@ run: $(INSTALLED) ## everything on this machine, the page at http://localhost:85
 	@exec env PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONUNBUFFERED=1 \
 		END_WITH_HONCHO="$$(command -v setpriv >/dev/null && echo setpriv --pdeathsig HUP)" \
 		$(VENV_PYTHON) -m honcho start
+
+# The two addresses are those that local_stack.py --cluster prints.
+cluster: export KAFKA_BOOTSTRAP_SERVERS = localhost:9092,localhost:9093,localhost:9094
+cluster: export DATABASE_URL = postgresql://kafka_user:kafka_password@localhost:5432,localhost:5433/kafka_db?target_session_attrs=read-write
+cluster: export LOCAL_STACK = --cluster
+cluster: run ## the same with three brokers, a primary and a standby: kill any of them
 
 test: $(INSTALLED_DEV) ## the whole test suite
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
@@ -39,7 +45,7 @@ lock: $(INSTALLED_DEV) ## write requirements*.txt and the lists of jars anew, af
 	$(COMPILE) --group dev --group local -o requirements-dev.txt
 	$(COMPILE) --constraint requirements-dev.txt --group local -o requirements-local.txt
 	$(COMPILE) --constraint requirements-dev.txt -o requirements.txt
-	$(VENV_PYTHON) -m pipeline.local_stack.jars pipeline/local_stack/kafka.lock benchmarks/peers/connect.lock
+	$(VENV_PYTHON) -m tests.lock_jars pipeline/local_stack/kafka.lock benchmarks/peers/connect.lock
 
 COMPILE = $(VENV_PYTHON) -m uv pip compile pyproject.toml --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"

@@ -1,6 +1,7 @@
 """Apache Kafka and PostgreSQL without Docker and without Java: both come with the Python packages.
 
     python local_stack.py                                  both, until Ctrl-C
+    python local_stack.py --cluster                        three brokers, a primary and a standby: kill any of them
     python local_stack.py kafka-topics --list              Kafka's own tools: kafka-topics, kafka-console-consumer,
                                                            kafka-console-producer, kafka-consumer-groups, kafka-configs
 
@@ -14,15 +15,18 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from urllib.parse import quote
 
 from pipeline.command import parser, run, stop_requested, wait_for_stop
+from pipeline.kafka import ensure_topic
+from pipeline.local_stack.cluster import KafkaCluster, Operator, PostgresPair
 from pipeline.local_stack.kafka_server import TOOLS, KafkaServer, tool
-from pipeline.local_stack.postgres_server import PostgresServer
-from pipeline.local_stack.server import Address, Server
+from pipeline.local_stack.postgres_server import PostgresServer, read_url
+from pipeline.local_stack.server import Address, Server, all_at_once
 from pipeline.settings import Settings, read_settings
 from pipeline.user_error import UsageError, UserError
 
@@ -30,22 +34,69 @@ FOLDER = Path(__file__).parent / ".local"
 
 
 def main(options: argparse.Namespace, settings: Settings) -> None:
-    """Run both servers until the user stops them. Raises `UserError`."""
+    """Run the servers until the user stops them. Raises `UserError`."""
+    with only_one(FOLDER):
+        if options.cluster:
+            run_cluster(settings)
+        else:
+            run_two(settings)
+    print("Local stack stopped.")
+
+
+def run_two(settings: Settings) -> None:
+    """Run a broker and a database; when one of them ends by itself, so does the other. Raises `UserError`."""
     kafka = KafkaServer(FOLDER, kafka_address(settings))
     postgres = PostgresServer(FOLDER, settings.database_url)
-    with only_one(FOLDER):
-        try:
-            start([kafka, postgres])
-            if not stop_requested():
-                print(f"🟢 Kafka on {kafka.address}, PostgreSQL on {postgres.address}, kept in {FOLDER}", flush=True)
-                print("   Ctrl-C ends both.", flush=True)
-                Thread(target=kafka.archive_classes, daemon=True).start()
-            watch([kafka, postgres])
-            postgres.let_clients_finish()
-        finally:
-            kafka.stop()
-            postgres.stop()
-    print("Local stack stopped.")
+    try:
+        if not (kafka.data.exists() and postgres.data.exists()):
+            print("Preparing Kafka and PostgreSQL for their first start ...", flush=True)
+        all_at_once(kafka.start, postgres.start)
+        if not stop_requested():
+            print(f"🟢 Kafka on {kafka.address}, PostgreSQL on {postgres.address}, kept in {FOLDER}", flush=True)
+            print("   Ctrl-C ends both.", flush=True)
+            Thread(target=kafka.archive_classes, daemon=True).start()
+        watch([kafka, postgres])
+        postgres.let_clients_finish()
+    finally:
+        kafka.stop()
+        postgres.stop()
+
+
+def run_cluster(settings: Settings) -> None:
+    """Run five servers, and bring back what dies. Raises `UserError`."""
+    folder = FOLDER / "cluster"
+    brokers, database = cluster_addresses(settings)
+    kafka, postgres = KafkaCluster(folder, brokers), PostgresPair(folder, database)
+    operator = Operator(kafka, postgres)
+    try:
+        print("Starting three brokers, a primary and a standby ...", flush=True)
+        operator.start()
+        if not stop_requested():
+            ensure_topic(replace(settings, kafka={"bootstrap.servers": brokers}), settings.topic, None)
+            print(f"🟢 Cluster, kept in {folder}. The scripts find it with\n", flush=True)
+            print(f"   export KAFKA_BOOTSTRAP_SERVERS={brokers}\n   export DATABASE_URL='{database}'\n", flush=True)
+            print("   Kill any of these: it is brought back, and no trade is lost. Ctrl-C ends all.\n", flush=True)
+            for line in operator.targets(settings.topic):
+                print(f"   {line}", flush=True)
+        while not wait_for_stop(0.2):
+            operator.mend()
+        postgres.primary.let_clients_finish()
+    finally:
+        operator.stop()
+
+
+def cluster_addresses(settings: Settings) -> tuple[str, str]:
+    """Return the addresses of three brokers and two databases; one that is given alone is the first of them."""
+    brokers, database = settings.bootstrap_servers, settings.database_url
+    host, _, port = brokers.rpartition(":")
+    if "," not in brokers and port.isdecimal():
+        brokers = ",".join(f"{host}:{int(port) + step}" for step in range(3))
+    dsn = read_url(database)
+    if "," not in dsn["port"]:
+        user = f"{quote(dsn['user'])}:{quote(dsn.get('password', ''))}"
+        hosts = f"{dsn['host']}:{dsn['port']},{dsn['host']}:{int(dsn['port']) + 1}"
+        database = f"postgresql://{user}@{hosts}/{quote(dsn['dbname'])}?target_session_attrs=read-write"
+    return brokers, database
 
 
 def kafka_address(settings: Settings) -> Address:
@@ -68,15 +119,6 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def start(servers: list[Server]) -> None:
-    """Start servers at the same time. Raises `UserError`."""
-    if not all(server.data.exists() for server in servers):
-        print("Preparing Kafka and PostgreSQL for their first start ...", flush=True)
-    with ThreadPoolExecutor() as executor:
-        for started in [executor.submit(server.start) for server in servers]:
-            started.result()
-
-
 def watch(servers: list[Server]) -> None:
     """Wait until the user asks to stop. Raises `UserError` when a server ends by itself."""
     while not wait_for_stop(0.2):
@@ -95,4 +137,6 @@ def run_tool(name: str, words: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in TOOLS:
         run_tool(sys.argv[1], sys.argv[2:])
-    sys.exit(run(parser(__doc__), main))
+    options = parser(__doc__)
+    options.add_argument("--cluster", action="store_true")
+    sys.exit(run(options, main))

@@ -14,11 +14,11 @@ import psutil
 import psycopg2
 from confluent_kafka import ConsumerGroupState
 from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import make_dsn
 
 from benchmarks.backlog import Backlog
 from benchmarks.command import show
 from benchmarks.systems import System, Task
-from pipeline.local_stack.postgres_server import maintenance_url
 from pipeline.user_error import UserError
 from tests.services import Database, Postgres, environment_of, eventually
 
@@ -148,7 +148,7 @@ def clone(postgres: Postgres, template: Database) -> Iterator[Database]:
     """Make a database like the template, for one drain."""
     url = urlsplit(postgres.url)._replace(path=f"/drain_{uuid4().hex}").geturl()
     name, of = (urlsplit(address).path.lstrip("/") for address in (url, template.url))
-    with closing(psycopg2.connect(maintenance_url(postgres.url))) as connection:
+    with closing(psycopg2.connect(make_dsn(postgres.url, dbname="postgres"))) as connection:
         connection.autocommit = True
         connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE {of} STRATEGY file_copy")  # has a checkpoint
     os.sync()  # what was copied shall not be written during the drain

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -27,11 +27,12 @@ import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
 from psycopg2.sql import SQL, Identifier
 
 from pipeline.local_stack.kafka_server import KafkaServer
-from pipeline.local_stack.postgres_server import PostgresServer, create_database, maintenance_url
-from pipeline.local_stack.server import Address
+from pipeline.local_stack.postgres_server import PostgresServer, create_database
+from pipeline.local_stack.server import Address, Server
 from pipeline.local_stack.server import free_port as free_port  # for the tests, too
 
 ROOT = Path(__file__).parent.parent
@@ -51,16 +52,24 @@ def eventually(condition: Callable[[], Result], timeout: float = 30, every: floa
     return result
 
 
-class Kafka(KafkaServer):
+class Temporary(Server):
+    """A server that starts and stops with a block, and whose folder goes with it."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Kafka(KafkaServer, Temporary):
     """A broker of its own, and what the tests do there without the project's own code."""
 
     def __init__(self, settings: Mapping[str, object] | None = None) -> None:
         folder = Path(tempfile.mkdtemp(prefix="trades-kafka-"))
         super().__init__(folder, Address("127.0.0.1", free_port()), settings=settings)
-
-    def __exit__(self, *reason: object) -> None:
-        super().__exit__(*reason)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def topics(self) -> set[str]:
         """Return the names of the topics."""
@@ -196,16 +205,12 @@ class Database:
         return psycopg2.connect(self.url)
 
 
-class Postgres(PostgresServer):
+class Postgres(PostgresServer, Temporary):
     """A PostgreSQL cluster of its own; `.url` is a database in it, with the table in it."""
 
     def __init__(self, **options: object) -> None:
         folder = Path(tempfile.mkdtemp(prefix="trades-postgres-"))
         super().__init__(folder, f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{free_port()}/kafka_db", options=options)
-
-    def __exit__(self, *reason: object) -> None:
-        super().__exit__(*reason)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def database(self) -> Database:
@@ -220,7 +225,7 @@ class Postgres(PostgresServer):
 
     def drop_database(self, database: Database) -> None:
         """Drop a database, whoever is still connected."""
-        with closing(psycopg2.connect(maintenance_url(self.url))) as connection:
+        with closing(psycopg2.connect(make_dsn(self.url, dbname="postgres"))) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 name = Identifier(urlsplit(database.url).path.lstrip("/"))

@@ -108,13 +108,30 @@ def share_jars(folder: Path) -> None:
 
 
 @pytest.fixture
-def stack() -> Iterator[Stack]:
+def fresh_stack() -> Iterator[Stack]:
+    """A copy that was never started."""
     with tempfile.TemporaryDirectory(prefix="trades-stack-", ignore_cleanup_errors=True) as folder:
         copy = Stack(Path(folder))
         yield copy
         copy.kill_all()
         for script in copy.started:
             script.kill()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of a stack after its first start and stop."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    assert stack.start_and_wait().stop() == 0
+    return stack.data
+
+
+@pytest.fixture
+def stack(fresh_stack: Stack, prepared: Path) -> Stack:
+    """A copy that was started before."""
+    for name in ("kafka", "postgres"):
+        subprocess.run(["cp", "-a", str(prepared / name), str(fresh_stack.data)], check=True)
+    return fresh_stack
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -127,27 +144,33 @@ def one_line(text: str) -> str:
     return text
 
 
-def test_it_says_where_the_services_are_and_ctrl_c_leaves_none(stack: Stack) -> None:
-    script = stack.start_and_wait()
-    for port in (stack.broker_port, stack.database_port):
+def test_it_says_where_the_services_are_and_ctrl_c_leaves_none(fresh_stack: Stack) -> None:
+    script = fresh_stack.start_and_wait()
+    for port in (fresh_stack.broker_port, fresh_stack.database_port):
         assert f"localhost:{port}" in script.wait_for_line("🟢 Kafka")
-    assert stack.database.count() == 0
-    servers = stack.servers()
+    assert fresh_stack.database.count() == 0
+    servers = fresh_stack.servers()
     assert len(servers) > 2
     assert script.stop(signal.SIGINT) == 0
     assert gone(servers)
-    assert stack.listens() == []
+    assert fresh_stack.listens() == []
     assert script.stdout.splitlines()[-1] == "Local stack stopped."
     assert script.stderr == ""
 
 
-@pytest.mark.parametrize("moment", ["Preparing Kafka and PostgreSQL", None])
-def test_a_stop_while_it_starts_leaves_nothing(stack: Stack, moment: str | None) -> None:
+def test_a_stop_during_the_first_start_leaves_nothing(fresh_stack: Stack) -> None:
+    script = fresh_stack.start()
+    script.wait_for_line("Preparing Kafka and PostgreSQL")
+    assert_nothing_is_left(fresh_stack, script)
+
+
+def test_a_stop_during_a_start_leaves_nothing(stack: Stack) -> None:
     script = stack.start()
-    if moment:
-        script.wait_for_line(moment)
-    else:
-        eventually(stack.servers)
+    eventually(stack.servers)
+    assert_nothing_is_left(stack, script)
+
+
+def assert_nothing_is_left(stack: Stack, script: Script) -> None:
     servers = stack.servers()
     assert script.stop(signal.SIGTERM) == 0
     assert script.stderr == ""
@@ -184,22 +207,22 @@ def test_on_other_ports_it_has_everything(stack: Stack) -> None:
     stack.assert_filled()
 
 
-def test_who_works_in_its_folder_but_is_no_server_of_it_lives_on(stack: Stack) -> None:
-    (stack.data / "kafka").mkdir()
+def test_who_works_in_its_folder_but_is_no_server_of_it_lives_on(fresh_stack: Stack) -> None:
+    (fresh_stack.data / "kafka").mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", "input()"], cwd=stack.data / "kafka", stdin=subprocess.PIPE
+        [sys.executable, "-c", "input()"], cwd=fresh_stack.data / "kafka", stdin=subprocess.PIPE
     ) as stranger:
-        script = stack.start_and_wait()
+        script = fresh_stack.start_and_wait()
         assert script.stop() == 0
         assert stranger.poll() is None
 
 
 @pytest.mark.parametrize(("file", "version"), [("kafka/version", "99.1.0"), ("postgres/PG_VERSION", "17\n")])
-def test_data_of_another_version_are_refused_and_kept(stack: Stack, file: str, version: str) -> None:
-    path = stack.data / file
+def test_data_of_another_version_are_refused_and_kept(fresh_stack: Stack, file: str, version: str) -> None:
+    path = fresh_stack.data / file
     path.parent.mkdir()
     path.write_text(version)
-    script = stack.start()
+    script = fresh_stack.start()
     assert script.wait(60) == 1
     line = one_line(script.stderr)
     assert version.strip() in line
@@ -321,13 +344,13 @@ def test_a_log_that_has_become_long_begins_anew(stack: Stack) -> None:
     assert log.with_suffix(".log.1").stat().st_size >= 6 << 20
 
 
-def test_who_waits_for_postgres_never_meets_it_without_the_database(stack: Stack) -> None:
-    script = stack.start()
+def test_who_waits_for_postgres_never_meets_it_without_the_database(fresh_stack: Stack) -> None:
+    script = fresh_stack.start()
     said = set()
     while "Ctrl-C ends both" not in script.stdout:
         assert script.running, script.stderr
         try:
-            stack.database.connect().close()
+            fresh_stack.database.connect().close()
         except psycopg2.OperationalError as error:
             said.add(str(error))
     assert not [refusal for refusal in said if "does not exist" in refusal]

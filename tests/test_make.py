@@ -19,7 +19,7 @@ import pytest
 from tests.services import PASSWORD, ROOT, USER, Database, environment_of, eventually, free_port
 from tests.test_local_stack import gone, share_jars
 
-TARGETS = ("help", "run", "test", "chaos", "check", "install", "lock")
+TARGETS = ("help", "run", "cluster", "test", "chaos", "check", "install", "lock")
 
 
 def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -150,7 +150,7 @@ def run() -> Iterator[Run]:
 def test_make_run_starts_everything_and_every_ending_ends_everything(run: Run, ending: signal.Signals) -> None:
     run.start()
     assert run.process
-    eventually(lambda: "📥" in run.output and run.page_answers())
+    eventually(lambda: "📥" in run.output and run.page_answers(), timeout=60)
     assert run.database.count() > 0
     processes = run.processes()
     assert len(processes) > 10

@@ -2,7 +2,7 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import psutil
 import psycopg2
@@ -301,7 +301,8 @@ def test_a_frozen_server_is_left_for_another(
         assert postgres.database.count() == before + 5
     finally:
         for process in frozen:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):  # a worker that PostgreSQL did not need any more
+                process.resume()
 
 
 def test_a_locked_table_is_waited_for(table: TradesTable, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

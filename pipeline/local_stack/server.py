@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple
 
 import psutil
 
@@ -22,8 +23,7 @@ SECONDS_TO_STOP = 10
 LOG_LIMIT = 4 << 20  # bytes; a log has one predecessor
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a server listens, and the variable that moves it elsewhere."""
 
     host: str
@@ -32,6 +32,11 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+    def listens(self) -> bool:
+        """Tell whether something listens there."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def check_usable(self) -> None:
         """Raise `UserError` unless the address is this machine's and nothing listens there yet."""
@@ -46,11 +51,6 @@ class Address:
                     f"port {self.port} cannot be used ({error.strerror}): stop what listens there, "
                     f"or set {self.variable} to another port, for every script alike"
                 ) from None
-
-    def listens(self) -> bool:
-        """Tell whether something listens there."""
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 def free_port() -> int:
@@ -99,20 +99,26 @@ class Server:
 
     def start(self) -> None:
         """Start, or start again, and wait until it answers or the user asks to stop. Raises `UserError`."""
+        try:
+            self.launch()
+            self.wait_until_ready()
+        except BaseException:  # whatever it is, no server stays behind that nobody stops
+            self.kill()
+            raise
+
+    def launch(self) -> None:
+        """Start without waiting. Raises `UserError`."""
         self._end(self.processes())  # of an earlier run that was killed
         self.address.check_usable()
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             self.log.replace(self.log.with_suffix(".log.1"))
         self.prepare()
-        self.process = self.run(self.command(), self.data)
-        try:
-            self._wait_until_ready()
-        except BaseException:  # whatever it is, no server stays behind that nobody stops
-            self.kill()
-            raise
+        if not stop_requested():
+            self.process = self.run(self.command(), self.data)
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Wait until it answers or the user asks to stop. Raises `UserError` when it ends instead."""
         deadline = time.monotonic() + SECONDS_TO_START
         while not stop_requested() and not self.answers():
             if not self.running or time.monotonic() > deadline:
@@ -168,17 +174,10 @@ class Server:
     def run(self, command: list[str], folder: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a program as the server's user, working in `folder`; the log takes what it prints."""
         as_user: dict[str, Any] = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
-        with self.log.open("ab") as output:
+        with self.log.open("ab") as log:
             # A session of its own: a Ctrl-C meant for local_stack.py must not reach a server before its clients.
-            return subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                **as_user,
-            )
+            io: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
+            return subprocess.Popen(command, cwd=folder, **io, **as_user)
 
     def _end(self, processes: list[psutil.Process]) -> None:
         for process in processes:
@@ -187,12 +186,12 @@ class Server:
         _, stubborn = psutil.wait_procs(processes, SECONDS_TO_STOP)
         _kill(stubborn)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
 
-    def __exit__(self, *reason: object) -> None:
-        self.stop()
+def all_at_once(*actions: Callable[[], None]) -> None:
+    """Start servers at the same time, each in a thread. Raises `UserError`."""
+    with ThreadPoolExecutor() as executor:
+        for done in [executor.submit(action) for action in actions]:
+            done.result()
 
 
 def _kill(processes: list[psutil.Process]) -> None:
