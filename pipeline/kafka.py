@@ -36,15 +36,23 @@ _REFUSALS = {
 }
 _CONFIG_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
 
+CLIENT_DEFAULTS = {
+    "log_level": 0,  # what matters of librdkafka's log comes through error_cb
+    # A broker that is frozen or cut off is given up after these milliseconds, instead of a minute, for its successor.
+    "socket.timeout.ms": 6000,
+    "socket.connection.setup.timeout.ms": 6000,
+    "topic.metadata.refresh.interval.ms": 5000,  # until a new controller or added partitions are noticed
+}
+
 Client = TypeVar("Client")
 
 log = logging.getLogger(__name__)
 
 
-def client(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) -> Client:
+def client(kind: Callable[[dict[str, Any]], Client], config: dict[str, Any]) -> Client:
     """Return a Producer, Consumer or AdminClient, connecting in the background. Raises `UsageError`."""
     try:
-        return kind({"log_level": 0, **config})  # what matters of librdkafka's log comes through error_cb
+        return kind(CLIENT_DEFAULTS | config)
     except (KafkaException, ValueError, TypeError) as exception:
         raise UsageError(f"a KAFKA_… variable is not right: {reason_of(exception)}") from None
 

@@ -64,12 +64,25 @@ class Temporary(Server):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Kafka(KafkaServer, Temporary):
-    """A broker of its own, and what the tests do there without the project's own code."""
+def patiently(ask: Callable[[], Result]) -> Result:
+    """Ask a broker until it answers: one that has just woken up knows no leaders and no coordinator yet."""
 
-    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="trades-kafka-"))
-        super().__init__(folder, Address("127.0.0.1", free_port()), settings=settings)
+    def attempt() -> list[Result] | None:
+        try:
+            return [ask()]
+        except KafkaException:
+            return None
+
+    answers = eventually(attempt)
+    assert answers is not None
+    return answers[0]
+
+
+class KafkaClient:
+    """What the tests do with brokers, without the project's own code."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
 
     def topics(self) -> set[str]:
         """Return the names of the topics."""
@@ -124,17 +137,15 @@ class Kafka(KafkaServer, Temporary):
     def committed(self, topic: str, group: str) -> dict[int, int]:
         """Return the group's committed offsets by partition, without those it has not committed."""
         with closing(self._reader(group)) as consumer:
-            try:
-                places = consumer.committed([low for low, _ in _watermarks(consumer, topic)], timeout=10)
-            except KafkaException:  # the group's coordinator is still starting
-                return {}
+            asked = [low for low, _ in _watermarks(consumer, topic)]
+            places = patiently(lambda: consumer.committed(asked, timeout=10))
             return {place.partition: place.offset for place in places if place.offset >= 0}
 
     def lag(self, topic: str, group: str) -> int:
         """Return how many of the topic's messages the group has not committed yet, all partitions together."""
         with closing(self._reader(group)) as consumer:
             lows, highs = zip(*_watermarks(consumer, topic), strict=True)
-            committed = consumer.committed(list(lows), timeout=10)  # an offset < 0: nothing committed yet
+            committed = patiently(lambda: consumer.committed(list(lows), timeout=10))  # offset < 0: nothing yet
             places = zip(lows, committed, highs, strict=True)
             return sum(
                 high.offset - (max(low.offset, known.offset) if known.offset <= high.offset else low.offset)
@@ -149,20 +160,19 @@ class Kafka(KafkaServer, Temporary):
         return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
 
+class Kafka(KafkaServer, Temporary, KafkaClient):
+    """A broker of its own."""
+
+    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="trades-kafka-"))
+        super().__init__(folder, Address("127.0.0.1", free_port()), settings=settings)
+
+
 def _watermarks(consumer: Consumer, topic: str) -> list[tuple[TopicPartition, TopicPartition]]:
     """Return where each of the topic's partitions begins and ends, as the broker says."""
-    partitions = [
-        TopicPartition(topic, number) for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions
-    ]
-
-    def answers() -> list[tuple[int, int]] | None:
-        try:
-            return [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
-        except KafkaException:  # a broker that has just woken up knows no leaders yet
-            return None
-
-    offsets = eventually(answers)
-    assert offsets is not None
+    known = patiently(lambda: consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+    partitions = [TopicPartition(topic, number) for number in known]
+    offsets = patiently(lambda: [consumer.get_watermark_offsets(place, timeout=10) for place in partitions])
     return [
         (TopicPartition(topic, place.partition, low), TopicPartition(topic, place.partition, high))
         for place, (low, high) in zip(partitions, offsets, strict=True)

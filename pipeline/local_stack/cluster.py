@@ -97,6 +97,10 @@ class PostgresPair:
     def fail_over(self) -> None:
         """Make the standby the primary, once the old primary cannot write any more."""
         self.primary.kill()
+        self.promote()
+
+    def promote(self) -> None:
+        """Make the standby the primary."""
         self._file.write_text(self.standby.name)
         self._promote()
 

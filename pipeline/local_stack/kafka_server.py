@@ -80,15 +80,11 @@ class KafkaServer(Server):
         settings: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(folder, name, address)
+        self.bootstrap_servers = str(address)  # for KAFKA_BOOTSTRAP_SERVERS
         self.node_id = node_id
         self.voters = voters or {node_id: free_port()}
         self.settings = settings or {}  # of server.properties, before our own
         self.file = self.data / "server.properties"
-
-    @property
-    def bootstrap_servers(self) -> str:
-        """The address for KAFKA_BOOTSTRAP_SERVERS."""
-        return str(self.address)
 
     def properties(self) -> dict[str, object]:
         """Return what is in server.properties."""
@@ -121,6 +117,9 @@ class KafkaServer(Server):
             "share.coordinator.state.topic.min.isr": in_sync,
             "share.coordinator.state.topic.num.partitions": 1,
             "group.initial.rebalance.delay.ms": 0,
+            # After which a controller or a leader that does not answer is given up; by default 30 seconds.
+            "controller.socket.timeout.ms": 2000,
+            "replica.socket.timeout.ms": 4000,
             "broker.session.timeout.ms": 3000,  # a node that comes back after a crash waits this long for itself
             "broker.heartbeat.interval.ms": 500,
             "message.max.bytes": 8 << 20,

@@ -3,6 +3,8 @@
     python -m tests.chaos                                     # 100 faults, 1,000,000 trades, a seed by chance
     python -m tests.chaos --faults 20 --trades 100000 --seed 7
     python -m tests.chaos --seeds 1-5                         # one campaign after the other
+    python -m tests.chaos --cluster                           # three brokers, a primary and a synchronous standby
+    python -m tests.chaos --control                           # one copy, an asynchronous standby: these have to lose
 
 The real producer.py and a recording producer of our own, which spells trades in every usual way and makes every 200th
 message an invalid one; one to three consumers; retention; the page, being watched. At random moments one of them is
@@ -21,10 +23,13 @@ import random
 import signal
 import sys
 
-from tests.chaos.campaign import Campaign
+from tests.chaos import control
+from tests.chaos.campaign import Campaign, Fault
+from tests.chaos.cluster import Cluster
+from tests.chaos.machines import Machines
 from tests.chaos.report import Report
 from tests.chaos.single import SingleMachine
-from tests.services import Kafka, Postgres
+from tests.services import Kafka, KafkaClient, Postgres
 
 
 def main() -> int:
@@ -33,9 +38,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reports = []
     try:
+        if options.control:
+            return 0 if control.run(options.seeds[0]) else 1
         for seed in options.seeds:
             print(f"Seed {seed}", flush=True)
-            reports.append(single_machine(seed, options.faults, options.trades))
+            run = cluster if options.cluster else single_machine
+            reports.append(run(seed, options.faults, options.trades, options.only))
             print(reports[-1], flush=True)
     except KeyboardInterrupt:
         print("Interrupted.")
@@ -45,12 +53,24 @@ def main() -> int:
     return 1 if any(report.findings for report in reports) else 0
 
 
-def single_machine(seed: int, faults: int, trades: int) -> Report:
+def single_machine(seed: int, faults: int, trades: int, only: str = "") -> Report:
     """Run a campaign on servers of its own."""
     with Kafka() as broker, Postgres() as postgres:
         broker.archive_classes()  # so that it starts quickly again
         campaign = Campaign(broker, postgres.url, seed, faults, trades)
-        return campaign.run(SingleMachine(campaign, broker, postgres).faults())
+        return campaign.run(matching(SingleMachine(campaign, broker, postgres).faults(), only))
+
+
+def cluster(seed: int, faults: int, trades: int, only: str = "") -> Report:
+    """Run a campaign on five machines of its own."""
+    with Machines() as machines:
+        campaign = Campaign(KafkaClient(machines.bootstrap_servers), machines.database_url, seed, faults, trades)
+        return campaign.run(matching(Cluster(campaign, machines).faults(), only))
+
+
+def matching(faults: list[Fault], text: str) -> list[Fault]:
+    """Return the faults whose name has the text in it."""
+    return [fault for fault in faults if text in fault.name]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--trades", type=int, default=1_000_000)
     known.add_argument("--seed", dest="seeds", type=lambda text: [int(text)], default=[random.randrange(1_000_000)])
     known.add_argument("--seeds", type=read_seeds, default=argparse.SUPPRESS, help="several, such as 1-5 or 3,7,9")
+    known.add_argument("--only", default="", metavar="TEXT", help="only faults whose name has this in it")
+    known.add_argument("--cluster", action="store_true", help="several machines, any of which may die")
+    known.add_argument("--control", action="store_true", help="machines that have to lose rows; exit code 0 if they do")
     return known
 
 

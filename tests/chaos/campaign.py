@@ -25,7 +25,7 @@ from tests.chaos.page import Page
 from tests.chaos.report import Report
 from tests.chaos.traffic import Pace, RecordingProducer, trade_number
 from tests.messages import Row, trade
-from tests.services import Database, Kafka, Script, environment_of, eventually
+from tests.services import Database, KafkaClient, Script, environment_of, eventually
 
 TOPIC, GROUP = "orders", "chaos"
 DEAD_LETTERS = f"{TOPIC}.dlq"
@@ -60,7 +60,7 @@ class Fault:
 class Campaign:
     """The project's processes between two servers, and what is done to them."""
 
-    def __init__(self, kafka: Kafka, database_url: str, seed: int, faults: int, trades: int) -> None:
+    def __init__(self, kafka: KafkaClient, database_url: str, seed: int, faults: int, trades: int) -> None:
         self.kafka = kafka
         self.database = Database(database_url)
         self.random = random.Random(seed)
@@ -145,6 +145,8 @@ class Campaign:
             eventually(lambda: self.flow.seconds is not None, timeout=SECONDS_TO_FLOW)
         except AssertionError:
             self.find(f"{what}: no rows for {SECONDS_TO_FLOW} s")
+            for script in self.running():
+                self.say(f"    {script.words}: {' | '.join(script.lines()[-6:])}")
 
     def catch_up(self) -> None:
         """Produce what is missing of the trades, and wait until the group has committed all of it."""
@@ -190,6 +192,7 @@ class Campaign:
         self.compare_acknowledged()
         self.report.rows = self.ledger.compare_rows(self.rows(f"timestamp >= '{OLD}'"))
         self.report.dead_letters = self.ledger.compare_dead_letters(self.letters())
+        self.report.lost += self.ledger.lost
         self.report.findings += self.ledger.findings
         if old := sum(1 for _ in self.rows(f"timestamp < '{OLD}'")):
             self.find(f"{old:,} rows that retention should have deleted")
@@ -207,8 +210,10 @@ class Campaign:
         held = {trade_number(trade_id) for trade_id in self.ledger.rows}
         held |= {int(key[8:]) for key, _ in self.ledger.dead_letters if key and key.startswith(b"invalid-")}
         if lost := [number for number, known in enumerate(self.recorder.acknowledged) if known and number not in held]:
+            self.report.lost += len(lost)
             self.find(f"{len(lost):,} acknowledged messages are not in Kafka, {lost[0]} first")
         if numbers[True] < self.acknowledged:
+            self.report.lost += self.acknowledged - numbers[True]
             self.find(f"producer.py told of {self.acknowledged:,} trades, and Kafka holds {numbers[True]:,}")
 
     def rows(self, condition: str) -> Iterator[Row]:
@@ -273,7 +278,7 @@ class Campaign:
         if script.running:
             try:
                 code = script.stop(self.random.choice([signal.SIGINT, signal.SIGTERM]))
-                if code != 0:
+                if code != 0 and (code > 0 or script.lines()):  # else Python itself had hardly started
                     self.find(f"{script.words} left with exit code {code}: {script.stderr[-300:]}")
             except AssertionError:
                 self.find(f"{script.words} took more than ten seconds to leave: {script.stderr[-300:]}")
@@ -323,6 +328,7 @@ class Campaign:
         """Kill one, and start another, at once or a while later."""
         victim = self.take_consumer()
         victim.kill()
+        self.flow.mark()
         self.look_over(victim)
         if self.consumers and self.random.random() < 0.5:
             self.sleep(OUTAGE)
@@ -332,12 +338,14 @@ class Campaign:
         """Stop one in its tracks, so that the group may go on without it, and let it wake up."""
         frozen = self.random.choice(self.consumers)
         frozen.process.send_signal(signal.SIGSTOP)
+        self.flow.mark()
         self.sleep((4.0, 9.0))  # the session lasts 6
         frozen.process.send_signal(signal.SIGCONT)
 
     def remove_consumer(self) -> None:
         """Let one leave."""
         self.end(self.take_consumer())
+        self.flow.mark()
 
     def kill_producer(self) -> None:
         """Kill producer.py; what it had in flight may or may not be in Kafka."""

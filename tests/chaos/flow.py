@@ -30,7 +30,7 @@ class Flow(threading.Thread):
         self._since = datetime.now(UTC)
 
     def mark(self) -> None:
-        """Measure from here on."""
+        """Measure from here on: something has just been hit, or is there again."""
         self._marked, self._since, self.seconds = time.monotonic(), datetime.now(UTC), None
         self._hang_up()  # the server may be one that no longer answers
 

@@ -16,6 +16,7 @@ class Ledger:
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}  # trade_id → hash of the row: a million rows would take a gigabyte
         self.dead_letters: set[Letter] = set()
+        self.lost = 0  # trades
         self.findings: list[str] = []
 
     def add(self, key: bytes | None, value: bytes | None) -> None:
@@ -38,6 +39,7 @@ class Ledger:
                 wrong.append(f"a row that was not produced, or twice: {row}")
         self._tell(wrong)
         if missing:
+            self.lost = len(missing)
             self.findings.append(f"{len(missing):,} trades that Kafka holds are not in the table, {min(missing)} first")
         return count
 

@@ -14,6 +14,7 @@ class Report:
     seconds_to_flow: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     started: Counter[str] = field(default_factory=Counter)  # processes by script
     findings: list[str] = field(default_factory=list)
+    lost: int = 0  # trades
     messages: int = 0  # in the topic
     acknowledged: int = 0  # as the producers were told
     rows: int = 0

@@ -1,0 +1,154 @@
+"""The faults of several machines: any one may die, freeze, be cut off or return empty, and sometimes two at once."""
+
+import shutil
+import signal
+from collections.abc import Callable
+
+from pipeline.local_stack.kafka_server import KafkaServer
+from pipeline.local_stack.postgres_server import PostgresServer
+from tests.chaos.campaign import OUTAGE, Campaign, Fault
+from tests.chaos.machines import Machine, Machines
+
+REACTION = (0.2, 2.0)  # seconds until the operator, or what stands in for one, promotes the standby
+
+
+class Cluster:
+    """What may happen to the five machines of a campaign. After each fault all of them are there again, in step."""
+
+    def __init__(self, campaign: Campaign, machines: Machines) -> None:
+        self.campaign = campaign
+        self.machines = machines
+
+    def faults(self) -> list[Fault]:
+        """Return all that may happen."""
+        faults = [
+            *self.campaign.own_faults(),
+            Fault("broker: killed", lambda: self.broker(self.machines.kill, self.machines.start), 6),
+            Fault("broker: frozen, thawed after its successor took over", lambda: self.broker(freeze, thaw), 3),
+            Fault("broker: cut off", lambda: self.broker(self.machines.isolate, self.machines.reconnect), 3),
+            Fault("broker: cut off, still hears", lambda: self.broker(self.mute, self.machines.reconnect), 2),
+            Fault("broker: cut off, still speaks", self.deafen_broker, 2),
+            Fault("broker: returns empty", lambda: self.broker(self.wipe, self.machines.start), 2),
+            Fault("primary: killed", lambda: self.primary(self.machines.kill, nothing), 5),
+            Fault("primary: frozen, thawed after its successor took over", lambda: self.primary(freeze, thaw), 3),
+            Fault("primary: cut off", lambda: self.primary(self.machines.isolate, self.machines.reconnect), 3),
+            Fault("primary: cut off, still hears", lambda: self.primary(self.mute, self.machines.reconnect), 2),
+            Fault("primary: cut off, still speaks", lambda: self.primary(self.deafen, self.machines.reconnect), 2),
+            Fault("standby: killed", lambda: self.standby(self.machines.kill, self.machines.start), 2),
+            Fault("standby: frozen", lambda: self.standby(freeze, thaw), 2),
+            Fault("standby: cut off", lambda: self.standby(self.machines.isolate, self.machines.reconnect), 2),
+            Fault("standby: returns empty", lambda: self.standby(self.machines.kill, self.rebuild)),
+            Fault("broker and primary: killed at once", self.kill_broker_and_primary, 3),
+            Fault("broker and consumer: killed at once", self.kill_broker_and_consumer, 3),
+        ]
+        return [Fault(fault.name, self.then_heal(fault.action), fault.weight, fault.possible) for fault in faults]
+
+    def then_heal(self, action: Callable[[], None]) -> Callable[[], None]:
+        """Return the action, followed by a wait until any one machine may die again."""
+
+        def heal() -> None:
+            action()
+            self.machines.heal()
+
+        return heal
+
+    # -- brokers: rows have to flow again without the one that is hit
+
+    def broker(self, hit: Callable[[KafkaServer], None], mend: Callable[[KafkaServer], None]) -> None:
+        """Hit a broker, and mend it after its successors have taken over, or before."""
+        broker = self.campaign.random.choice(self.machines.brokers)
+        hit(broker)
+        self.campaign.flow.mark()
+        self.wait_for_rows_or_not()
+        mend(broker)
+
+    def deafen_broker(self) -> None:
+        """Let nothing reach a broker whose own messages arrive, so that the others take it for alive.
+
+        What it leads can stand still until the line is mended.
+        """
+        broker = self.campaign.random.choice(self.machines.brokers)
+        self.deafen(broker)
+        self.campaign.sleep((1.0, 10.0))
+        self.machines.reconnect(broker)
+        self.campaign.flow.mark()
+
+    def wipe(self, broker: KafkaServer) -> None:
+        """Kill a broker, and take all its data."""
+        self.machines.kill(broker)
+        shutil.rmtree(broker.data)
+
+    # -- PostgreSQL: rows have to flow again as soon as the standby is promoted
+
+    def primary(self, hit: Callable[[PostgresServer], None], mend: Callable[[PostgresServer], None]) -> None:
+        """Hit the primary and promote the standby; later, the old primary becomes the standby."""
+        old = self.machines.pair.primary
+        hit(old)
+        self.campaign.sleep(REACTION)
+        self.machines.pair.promote()
+        self.campaign.flow.mark()
+        self.wait_for_rows_or_not()
+        mend(old)
+        self.campaign.sleep(REACTION)  # in which there are two primaries: the old one must not acknowledge anything
+        self.machines.rebuild()
+
+    def standby(self, hit: Callable[[PostgresServer], None], mend: Callable[[PostgresServer], None]) -> None:
+        """Hit the standby, which every commit has to wait for, and mend it."""
+        standby = self.machines.pair.standby
+        hit(standby)
+        self.campaign.sleep(OUTAGE)
+        mend(standby)
+        self.campaign.flow.mark()
+
+    def rebuild(self, _: PostgresServer) -> None:
+        """Make the standby anew."""
+        self.machines.rebuild()
+
+    # -- two at once
+
+    def kill_broker_and_primary(self) -> None:
+        """Kill both; the standby is promoted while the broker is still away."""
+        broker = self.campaign.random.choice(self.machines.brokers)
+        self.machines.kill(broker)
+        self.primary(self.machines.kill, nothing)
+        self.machines.start(broker)
+
+    def kill_broker_and_consumer(self) -> None:
+        """Kill both; another consumer starts while the broker is away."""
+        broker = self.campaign.random.choice(self.machines.brokers)
+        self.machines.kill(broker)
+        self.campaign.kill_consumer()
+        self.wait_for_rows_or_not()
+        self.machines.start(broker)
+
+    # -- what can be done to any of them
+
+    def wait_for_rows_or_not(self) -> None:
+        """Usually, let what is hit stay away until rows flow without it."""
+        if self.campaign.random.random() < 0.8:
+            self.campaign.wait_for_rows("while a machine is away")
+        self.campaign.sleep(OUTAGE)
+
+    def mute(self, machine: Machine) -> None:
+        """Let nothing arrive of what a machine says."""
+        self.machines.isolate(machine, hears=True)
+
+    def deafen(self, machine: Machine) -> None:
+        """Let nothing arrive at a machine."""
+        self.machines.isolate(machine, speaks=True)
+
+
+def freeze(machine: Machine) -> None:
+    """Stop a server in its tracks; its kernel goes on answering for it."""
+    for process in machine.processes():
+        process.send_signal(signal.SIGSTOP)
+
+
+def thaw(machine: Machine) -> None:
+    """Let a frozen server go on."""
+    for process in machine.processes():
+        process.send_signal(signal.SIGCONT)
+
+
+def nothing(machine: Machine) -> None:
+    """Leave a machine as it is."""

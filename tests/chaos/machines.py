@@ -1,0 +1,132 @@
+"""Five machines on one: three brokers, a primary and a standby, each behind lines that can be cut."""
+
+import shutil
+import tempfile
+from contextlib import suppress
+from itertools import permutations
+from pathlib import Path
+from typing import Self
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import make_dsn
+
+from pipeline.local_stack.cluster import KafkaCluster, PostgresPair
+from pipeline.local_stack.server import Server, all_at_once
+from tests.chaos.link import Link
+from tests.services import PASSWORD, USER, eventually, free_port
+
+SECONDS_TO_HEAL = 120  # until every copy is in step again
+
+Machine = Server
+
+
+class Machines:
+    """The five, started together. `copies` of each topic; with an asynchronous standby, commits do not wait for it."""
+
+    def __init__(self, copies: int = 3, synchronous: bool = True) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="trades-machines-"))
+        self.synchronous = synchronous
+        settings = {"default.replication.factor": copies, "min.insync.replicas": max(1, copies - 1)}
+        addresses = ",".join(f"127.0.0.1:{free_port()}" for _ in range(3))
+        self.brokers = KafkaCluster(self.folder, addresses, settings).brokers
+        ports = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
+        self.pair = PostgresPair(self.folder, f"postgresql://{USER}:{PASSWORD}@{ports}/kafka_db", synchronous)
+        self.lines: dict[Machine, Link] = {}  # by which clients, and brokers as clients, reach each
+        self.voices: dict[tuple[Machine, Machine], Link] = {}  # by which one reaches another besides
+        self._lay_lines()
+        self.bootstrap_servers = ",".join(f"127.0.0.1:{self.lines[broker].port}" for broker in self.brokers)
+        hosts = ",".join(f"127.0.0.1:{self.lines[server].port}" for server in self.pair.servers)
+        self.database_url = f"postgresql://{USER}:{PASSWORD}@{hosts}/kafka_db?target_session_attrs=read-write"
+        self._admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+    def _lay_lines(self) -> None:
+        """Let everybody reach a machine by a line of its own."""
+        for machine in (*self.brokers, *self.pair.servers):
+            self.lines[machine] = Link(machine.address.port)
+        ports = {broker: dict(broker.voters) for broker in self.brokers}
+        for broker, other in permutations(self.brokers, 2):
+            line = self.voices[broker, other] = Link(broker.voters[other.node_id])
+            ports[broker][other.node_id] = line.port
+        for broker in self.brokers:
+            voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in ports[broker].items())
+            broker.settings = {
+                **broker.settings,
+                "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.lines[broker].port}",
+                "controller.quorum.voters": voters,
+            }
+        for standby, primary in permutations(self.pair.servers):
+            voice = self.voices[standby, primary] = Link(primary.address.port)
+            source = make_dsn(user=USER, password=PASSWORD, host="127.0.0.1", port=voice.port)
+            standby.options["primary_conninfo"] = source
+
+    def __enter__(self) -> Self:
+        try:
+            for link in (*self.lines.values(), *self.voices.values()):
+                link.open()
+            all_at_once(self.pair.start, *(broker.start for broker in self.brokers))
+            self.brokers[0].archive_classes()  # so that they start quickly again
+            self.heal()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        for machine in self.lines:
+            machine.kill()
+        for link in (*self.lines.values(), *self.voices.values()):
+            link.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def kill(self, machine: Machine) -> None:
+        """Crash; from then on connections are refused."""
+        machine.kill()
+        self.lines[machine].close()
+
+    def start(self, machine: Machine) -> None:
+        """Bring back what was killed."""
+        self.lines[machine].open()
+        machine.launch()
+        machine.wait_until_ready()
+
+    def rebuild(self) -> None:
+        """Make the standby anew, whatever the machine was; from then on each commit waits for it."""
+        self.lines[self.pair.standby].open()
+        self.pair.rebuild()
+
+    def heal(self) -> None:
+        """Wait until any one of them may die again."""
+        eventually(self._copies_in_step, timeout=SECONDS_TO_HEAL)
+        eventually(self._standby_in_step, timeout=SECONDS_TO_HEAL)
+
+    def _standby_in_step(self) -> bool:
+        """Tell whether the primary's commits reach the standby."""
+        states = self.pair.execute("SELECT state, sync_state FROM pg_stat_replication")
+        return states == [("streaming", "quorum" if self.synchronous else "async")]
+
+    def _copies_in_step(self) -> bool:
+        """Tell whether all brokers are there, and each partition has all of its copies."""
+        with suppress(KafkaException):
+            metadata = self._admin.list_topics(timeout=2)
+            partitions = [part for topic in metadata.topics.values() for part in topic.partitions.values()]
+            return len(metadata.brokers) == len(self.brokers) and all(
+                part.leader >= 0 and len(part.isrs) == len(part.replicas) for part in partitions
+            )
+        return False
+
+    def isolate(self, machine: Machine, hears: bool = False, speaks: bool = False) -> None:
+        """Cut a machine off from clients and from the others."""
+        self.lines[machine].cut(there=not hears, back=not speaks)
+        for (source, target), voice in self.voices.items():
+            if target is machine:
+                voice.cut(there=not hears, back=not speaks)
+            elif source is machine:
+                voice.cut(there=not speaks, back=not hears)
+
+    def reconnect(self, machine: Machine) -> None:
+        """Mend every line of a machine."""
+        self.lines[machine].mend()
+        for ends, voice in self.voices.items():
+            if machine in ends:
+                voice.mend()
