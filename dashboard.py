@@ -1,54 +1,52 @@
-"""The page: the latest 200 trades, every two seconds, and the session so far.
+"""The page: the latest 200 trades, every two seconds, and the candles since trading began.
 
     streamlit run dashboard.py
 
 It reads the database that DATABASE_URL names and never writes to it. However many browsers look at it, the database
 is asked once per interval. This file tells what is on the screen from top to bottom; the figures come from
-pipeline/dashboard/snapshot.py and pipeline/dashboard/candles.py, the pictures from pipeline/dashboard/charts.py.
+pipeline/dashboard/snapshot.py and candles.py, the pictures from charts.py, the questions are in queries.py.
 """
 
-import re
 import time
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import streamlit as st
 from streamlit.components import v2
 from streamlit.delta_generator import DeltaGenerator as Place
 
-from pipeline.dashboard.candles import Session, candles_of, read_session
-from pipeline.dashboard.charts import (
-    BUY,
-    BUY_DARK,
-    SELL,
-    SELL_DARK,
-    WEB,
-    candle_chart,
-    live_chart,
-    price_chart,
-    volume_chart,
-)
-from pipeline.dashboard.feed import Feed, read_only_engine, read_snapshot
+from pipeline.dashboard.candles import History, candles_of, read_history
+from pipeline.dashboard.charts import WEB, candle_chart, live_chart, price_chart, volume_chart
+from pipeline.dashboard.feed import Answer, Feed, query, read_only_engine
+from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
 from pipeline.dashboard.snapshot import (
     DOWN,
     EMPTY,
+    PAUSED,
+    SILENT_AFTER,
+    STALE_AFTER,
     Figures,
     Snapshot,
     View,
-    as_trades,
+    as_csv,
+    as_snapshot,
     figures,
     span_seconds,
     state,
     trades_per_second,
 )
+from pipeline.dashboard.wording import amount, clock, duration, encoded, for_streamlit
 from pipeline.settings import read_settings
 from pipeline.user_error import UsageError
 
 INTERVALS = (1, 2, 5, 10, 30)  # seconds
 DEFAULT_INTERVAL = 2
+PATIENCE, FIRST_PATIENCE = 0.3, 2.0  # seconds a tick waits for an answer; Streamlit fades what is older than 0.5 s
 SAME_TICK = 0.96  # of an interval: an answer younger than that serves the next viewer too
-ROW = 26  # pixels
-KEY_FIGURES = ("Trades (last 200)", "Avg Price", "Total Volume", "Most Active Ticker", "VWAP", "Buy share")
+KEY_FIGURES = (f"Trades (last {WINDOW})", "Avg Price", "Total Volume", "Most Active Ticker", "VWAP", "Buy share")
+PICTURES = """<div class="pictures"><button data-chart="price">Price trend as PNG</button>
+    <button data-chart="volume">Volume as PNG</button><button data-chart="candle_chart">Candles as PNG</button></div>"""
 NO_TRADES = "No trades yet. Start producer.py and consumer.py: the first trade appears here by itself."
 
 
@@ -67,22 +65,24 @@ def main() -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def feeds() -> tuple[Feed[Snapshot], Feed[Session]]:
-    """Return what all viewers share: the newest trades and the session so far."""
+def feeds() -> tuple[Feed[Snapshot], Feed[History]]:
+    """Return what all viewers share: the newest trades, and the candles."""
     engine = read_only_engine(read_settings().database_url)
-    unknown = Snapshot(as_trades(), problem="The database has not answered yet.")
-    return Feed(partial(read_snapshot, engine), unknown), Feed(partial(read_session, engine), Session())
+    return (
+        Feed(lambda _: as_snapshot(query(engine, LATEST_TRADES)), Snapshot()),
+        Feed(partial(read_history, engine), History()),
+    )
 
 
 def draw_header() -> tuple[int, bool]:
     """Draw the title and the controls, which also live in the address bar; return the interval and the pause."""
-    title, side, scale, every, pause = st.columns([7, 1.5, 1.7, 1, 1], vertical_alignment="center")
+    title, side, scale, every, pause, save = st.columns([6, 1.5, 1.8, 1, 0.9, 0.9], vertical_alignment="center")
     title.title("Live trades", anchor=False)
     control = partial(st.segmented_control, required=True, bind="query-params", label_visibility="collapsed")
     with side:
         control("Side", ["all", "buy", "sell"], default="all", key="side")
     with scale:
-        control("Price scale", ["price", "indexed"], default="price", key="scale")
+        control("Price scale", ["change", "price"], default="change", key="scale")
     interval = every.selectbox(
         "Refresh every",
         INTERVALS,
@@ -92,6 +92,12 @@ def draw_header() -> tuple[int, bool]:
         bind="query-params",
         label_visibility="collapsed",
     )
+    # The file is made when somebody wants it, outside of this session: what it needs is handed to it.
+    on_screen: dict[str, Figures] = st.session_state.setdefault("on_screen", {})
+    with save.popover("Save", width="stretch"):
+        file = partial(st.download_button, "Trades as CSV", file_name="trades.csv", mime="text/csv", key="csv")
+        file(lambda: as_csv(on_screen["now"].trades), on_click="ignore", width="stretch")
+        st.html(PICTURES)  # web/chart.js listens to them
     return interval, pause.toggle("Pause", key="paused", bind="query-params")
 
 
@@ -106,244 +112,191 @@ def draw_layout() -> dict[str, Place]:
     place |= dict(zip(KEY_FIGURES, st.columns(len(KEY_FIGURES)), strict=True))
     left, right = st.columns([1, 1.04])
     with left:
-        st.header("Price trend (last 200 trades)", anchor=False)
+        st.header(f"Price trend (last {WINDOW} trades)", anchor=False)
         place["price"] = st.container()
-        st.header("Volume by ticker (last 200 trades)", anchor=False)
+        st.header(f"Volume by ticker (last {WINDOW} trades)", anchor=False)
         place["volume"] = st.container()
     with right:
         st.header("Watchlist · change since the window’s first trade", anchor=False)
         place["watchlist"] = st.container()
-        title, place["csv"] = st.columns([7, 1], vertical_alignment="bottom")
-        title.header("Most recent trades", anchor=False)
+        st.header("Most recent trades", anchor=False)
         place["tape"] = st.container()
-    place["session title"], place["session ticker"] = st.columns([6, 1], vertical_alignment="center")
-    place["session"] = st.container()
+    place["candles title"], place["candles ticker"] = st.columns([6, 1], vertical_alignment="center")
+    place["candles"] = st.container()
     return place
 
 
 def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
     """Draw every panel from one snapshot; a fragment has to write to each place in its first run."""
-    snapshot, session = current(interval, paused)
+    answer, counted = current(interval, paused)
     with place["tickers"]:
-        tickers = draw_ticker_choice(snapshot)
+        draw_ticker_choice(answer.value)
     with place["status"]:
-        word = draw_status(snapshot, interval, paused)
+        word = draw_status(answer, interval, paused)
     with place["notice"]:
         st.empty()
-        if snapshot.trades.empty and word in (EMPTY, DOWN):
-            (st.error if word == DOWN else st.info)(snapshot.problem or NO_TRADES)
+        if answer.value.trades.empty and word in (EMPTY, DOWN):
+            (st.error if word == DOWN else st.info)(answer.problem or NO_TRADES)
     side = st.session_state.side
-    seen = figures(snapshot, View(tuple(tickers), None if side == "all" else side))
-    draw_key_figures(place, seen)
+    view = View(tuple(st.session_state.tickers), None if side == "all" else side)
+    shown = st.session_state.on_screen["now"] = figures(answer.value, view)
+    draw_key_figures(place, shown)
     with place["price"]:
-        live_chart("price", price_chart(seen, st.session_state.scale == "indexed", 366), 366)
+        live_chart("price", price_chart(shown, st.session_state.scale, bool(st.session_state.tickers)), 366)
     with place["volume"]:
-        live_chart("volume", volume_chart(seen, 240), 240)
+        live_chart("volume", volume_chart(shown), 240)
     with place["watchlist"]:
-        draw_watchlist(seen)
-    with place["csv"]:
-        draw_download(seen)
+        _table(key="watchlist", data=watchlist(shown))
     with place["tape"]:
-        draw_tape(seen)
-    draw_session(place, session)
+        _table(key="tape", data=tape(shown))
+    draw_candles(place, counted)
 
 
-def current(interval: int, paused: bool) -> tuple[Snapshot, Session]:
+def current(interval: int, paused: bool) -> tuple[Answer[Snapshot], Answer[History]]:
     """Return what to draw; while the page is paused, always the same."""
     if not paused or "held" not in st.session_state:
-        snapshots, sessions = feeds()
-        # The session is below the fold: what is not counted yet may come with the next tick.
-        st.session_state.held = snapshots.latest(SAME_TICK * interval), sessions.latest(SAME_TICK * interval, 0.05)
-    held: tuple[Snapshot, Session] = st.session_state.held
+        snapshots, histories = feeds()
+        patience = PATIENCE if "held" in st.session_state else FIRST_PATIENCE
+        # The candles are below the fold: what is not counted yet may come with the next tick.
+        st.session_state.held = (
+            snapshots.latest(SAME_TICK * interval, patience),
+            histories.latest(SAME_TICK * interval, patience=0.05),
+        )
+    held: tuple[Answer[Snapshot], Answer[History]] = st.session_state.held
     return held
 
 
-# What viewers of the same figures see is worked out for the first of them, and only sent to the others.
-draw_once = st.cache_data(show_spinner=False, max_entries=64, hash_funcs={Figures: lambda seen: seen.number})
-
 _status = v2.component(
     "status",
-    html='<div class="status"><b role="status"></b><span class="ages"></span><span class="facts"></span></div>',
+    html='<div class="status"><b role="status"></b><span class="age"></span><span class="age"></span>'
+    '<span class="facts"></span></div>',
     js=(WEB / "status.js").read_text(),
     isolate_styles=False,
 )
 
 
-def draw_status(snapshot: Snapshot, interval: int, paused: bool) -> str:
+def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
     """Draw the status line and return its word. The ages count on in the browser, unless the page is paused."""
-    now = datetime.now(UTC).replace(tzinfo=None)
-    trades = snapshot.trades
+    now, trades = datetime.now(UTC).replace(tzinfo=None), answer.value.trades
     newest = None if trades.empty else trades["timestamp"].iloc[0]
     trade_age = None if newest is None else (now - newest).total_seconds()
-    query_age = None if snapshot.read_at is None else time.monotonic() - snapshot.read_at
+    query_age = None if answer.read_at is None else time.monotonic() - answer.read_at
     answered = None if query_age is None else now - timedelta(seconds=query_age)
-    word = state(snapshot, trade_age, query_age, interval, paused)
-    rate = trades_per_second(trades)
-    facts = f"{rate:,.1f} trades/s" if rate else "– trades/s"
-    if word == DOWN:
-        facts = snapshot.problem or "The database does not answer."
-    elif newest is not None:
-        facts += f"  ·  window {span_seconds(trades):,.1f} s to {newest:%H:%M:%S} UTC"
-    data = {
-        "word": word,
-        "moving": not paused,
-        "ages": [
-            {"name": "newest trade", "age": trade_age, "time": clock(newest)},
-            {"name": "last good query", "age": query_age, "time": clock(answered)},
-        ],
-        "facts": facts,
-    }
-    _status(key="status", data=data)
+    silent_after = SILENT_AFTER * interval
+    word = PAUSED if paused else state(answer, trade_age, query_age, silent_after)
+    ages = [
+        {"name": "newest trade", "age": trade_age, "time": clock(newest), "old_after": STALE_AFTER},
+        {"name": "last good query", "age": query_age, "time": clock(answered), "old_after": silent_after},
+    ]
+    facts = (
+        answer.problem or "The database does not answer." if word == DOWN else facts_about(answer.value, now, paused)
+    )
+    _status(key="status", data={"word": word, "moving": not paused, "ages": ages, "facts": facts})
     return word
 
 
-def draw_ticker_choice(snapshot: Snapshot) -> list[str]:
+def facts_about(snapshot: Snapshot, now: datetime, paused: bool) -> str:
+    """Return what there is to know about the window, in a line."""
+    rate, trades = trades_per_second(snapshot.trades), snapshot.trades
+    facts = [f"{rate:,.1f} trades/s" if rate else "– trades/s"]
+    if not trades.empty:
+        facts.append(f"window {duration(span_seconds(trades))} to {clock(trades['timestamp'].iloc[0])}")
+    if delay := seconds_to_screen(snapshot, now, paused):
+        facts.append(f"trade to screen {duration(delay)}")
+    if snapshot.standby:
+        facts.append("read from a standby")
+    if snapshot.ahead:
+        many = f"{snapshot.ahead} or more" if snapshot.ahead == WINDOW else snapshot.ahead
+        facts.append(f"{many} trades dated in the future left out")
+    return "  ·  ".join(facts)
+
+
+def seconds_to_screen(snapshot: Snapshot, now: datetime, paused: bool) -> float | None:
+    """Return how old the trades that this viewer sees for the first time are, in the median; until then, the last."""
+    times, known = snapshot.trades["timestamp"], st.session_state.get("seen_until")
+    if known and not paused and (times > known).any():
+        st.session_state.delay = (now - times[times > known]).median().total_seconds()
+    st.session_state.seen_until = None if paused or times.empty else times.iloc[0]
+    delay: float | None = st.session_state.get("delay")
+    return delay
+
+
+def draw_ticker_choice(snapshot: Snapshot) -> None:
     """Draw the choice of tickers; one that is in the address but not in the window keeps its place."""
     known = set(snapshot.trades["ticker"]) | set(st.session_state.get("tickers", ()))
-    return st.multiselect(
+    st.multiselect(
         "Tickers",
         sorted(known),
         key="tickers",
         bind="query-params",
         accept_new_options=True,
-        placeholder="All tickers",
+        placeholder="All tickers: type to choose",
         label_visibility="collapsed",
     )
 
 
-def draw_key_figures(place: dict[str, Place], seen: Figures) -> None:
+def draw_key_figures(place: dict[str, Place], shown: Figures) -> None:
     """Draw the row of key figures."""
     values = (
-        f"{seen.count:,}",
-        amount(seen.average_price),
-        f"{seen.total_volume:,}",
-        literal(seen.most_active or "–"),
-        amount(seen.vwap),
-        "–" if seen.buy_share is None else f"{seen.buy_share:.1%}",
+        f"{WINDOW}" if len(shown.trades) == WINDOW else f"{len(shown.trades)} of {WINDOW}",
+        amount(shown.average_price),
+        f"{shown.total_volume:,}",
+        for_streamlit(shown.most_active or "–"),
+        amount(shown.vwap),
+        "–" if shown.buy_share is None else f"{shown.buy_share:.1%}",
     )
     for label, value in zip(KEY_FIGURES, values, strict=True):
         place[label].metric(label, value)
 
 
-@draw_once
-def draw_watchlist(seen: Figures) -> None:
-    """Draw a row per ticker."""
-    watchlist = seen.watchlist
-    rows = zip(watchlist["change"], watchlist["last"], strict=True)
-    table = watchlist.assign(
-        last=[f"{arrow(change)} {last:,.2f}" for change, last in rows], buy_share=watchlist["buy_share"] * 100
-    )
-    colour = [f"color: {BUY if change > 0 else SELL}" if change else "" for change in watchlist["change"]]
-    styled = table.reset_index().style.apply(lambda column: colour, subset=["last", "change", "change_percent"])
-    number, price = st.column_config.NumberColumn, partial(st.column_config.NumberColumn, format="%.2f", width=64)
-    st.dataframe(
-        styled,
-        key="watchlist",
-        hide_index=True,
-        row_height=ROW,
-        height=30 + 7 * ROW,
-        alt="Watchlist: a row per ticker",
-        column_config={
-            "ticker": st.column_config.TextColumn("Ticker", width=64),
-            "last": st.column_config.TextColumn("Last", width=86),
-            "change": number("Chg", format="%+.2f", width=56),
-            "change_percent": number("Chg %", format="%+.2f", width=56),
-            "vwap": price("VWAP"),
-            "high": price("High"),
-            "low": price("Low"),
-            "volume": number("Volume", format="localized", width=64),
-            "buy_share": st.column_config.ProgressColumn(
-                "Buy %", format="%.0f", min_value=0, max_value=100, width=76, color=BUY
-            ),
-            "prices": st.column_config.LineChartColumn("Window", color="auto", width=90),
-        },
-    )
+_table = v2.component(
+    "table",
+    html='<div class="table" tabindex="0" role="region"><table><thead></thead><tbody></tbody></table></div>',
+    js=(WEB / "table.js").read_text(),
+    isolate_styles=False,
+)
 
 
-def draw_download(seen: Figures) -> None:
-    """Draw the button that takes the trades on the screen home; the file is made when somebody wants it."""
-    st.download_button(
-        "CSV",
-        lambda: seen.trades.to_csv(index=False),
-        "trades.csv",
-        "text/csv",
-        key="csv",
-        on_click="ignore",
-        width="stretch",
-    )
+@lru_cache(maxsize=64)
+def watchlist(shown: Figures) -> bytes:
+    """Return a row per ticker."""
+    rows = []
+    for line in shown.lines:
+        prices = line.vwap, max(line.prices), min(line.prices)
+        moved = line.last, line.change, line.changes[-1]
+        rows.append([line.ticker, *moved, *prices, line.volume, line.bought / line.volume, line.prices])
+    return encoded({"table": "watchlist", "label": "Watchlist: a row per ticker", "rows": rows})
 
 
-@draw_once
-def draw_tape(seen: Figures) -> None:
-    """Draw the trades, newest first."""
-    column = st.column_config
-    several_days = span_seconds(seen.trades) > 86_400
-    time_format = "YYYY-MM-DD HH:mm:ss.SSS" if several_days else "HH:mm:ss.SSS"
-    st.dataframe(
-        seen.trades,
-        key="tape",
-        hide_index=True,
-        row_height=ROW,
-        height=366,
-        alt="Most recent trades, newest first",
-        column_order=["timestamp", "ticker", "side", "price", "volume", "trade_id"],
-        column_config={
-            "timestamp": column.DatetimeColumn(
-                "timestamp (UTC)", format=time_format, width=180 if several_days else 122
-            ),
-            "ticker": column.TextColumn("ticker", width=76),
-            "side": column.MultiselectColumn("side", options=["buy", "sell"], color=[BUY_DARK, SELL_DARK], width=62),
-            "price": column.NumberColumn("price", format="%.2f", width=78),
-            "volume": column.NumberColumn("volume", format="localized", width=72),
-            "trade_id": column.TextColumn("trade_id", width=290),
-        },
-    )
+@lru_cache(maxsize=64)
+def tape(shown: Figures) -> bytes:
+    """Return the trades, newest first."""
+    several_days = span_seconds(shown.trades) > 86_400
+    written = "%Y-%m-%d %H:%M:%S.%f" if several_days else "%H:%M:%S.%f"
+    times = shown.trades["timestamp"].dt.strftime(written).str[:-3]
+    rows = shown.trades.assign(timestamp=times)[["timestamp", "ticker", "side", "price", "volume", "trade_id"]]
+    return encoded({"table": "tape", "label": "Most recent trades, newest first", "rows": rows.to_numpy().tolist()})
 
 
-def draw_session(place: dict[str, Place], session: Session) -> None:
-    """Draw the candles of one ticker since the session began."""
-    if not session.tickers:
-        place["session title"].header("Session so far", anchor=False)
-        place["session ticker"].empty()
-        place["session"].caption(session.problem or "Nothing has been counted yet.")
+def draw_candles(place: dict[str, Place], counted: Answer[History]) -> None:
+    """Draw the candles of one ticker since trading began."""
+    history = counted.value
+    if not history.tickers:
+        place["candles title"].header("Candles", anchor=False)
+        place["candles ticker"].empty()
+        place["candles"].caption(counted.problem or "Nothing has been counted yet.")
         return
-    with place["session ticker"]:
-        ticker = st.selectbox(
-            "Ticker of the session", session.tickers, key="session", bind="query-params", label_visibility="collapsed"
-        )
-    step, candles = candles_of(session, ticker)
-    since = session.chunks[0].times[0]
-    reach = "since" if session.complete else "still reading back, so far to"
-    title = f"Session so far · {literal(ticker)} in steps of {duration(step)} {reach} {since:%Y-%m-%d %H:%M:%S} UTC"
-    place["session title"].header(f"{title} · {session.problem}" if session.problem else title, anchor=False)
-    with place["session"]:
-        live_chart("session_chart", candle_chart(ticker, tuple(candles), 360), 360)
-
-
-def amount(value: float | None) -> str:
-    """Return money as it is written, or a dash for none."""
-    return "–" if value is None else f"{value:,.2f}"
-
-
-def clock(moment: datetime | None) -> str:
-    """Return a time of day, or a word for none."""
-    return "never" if moment is None else f"{moment:%H:%M:%S} UTC"
-
-
-def arrow(change: float) -> str:
-    """Return the direction of a change, so that it is not told by colour alone."""
-    return "▲" if change > 0 else "▼" if change < 0 else "＝"
-
-
-def duration(step: timedelta) -> str:
-    """Return a step of the session as people say it."""
-    seconds = int(step.total_seconds())
-    return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600} h"
-
-
-def literal(text: str) -> str:
-    """Return text so that Streamlit shows it as it is: no Markdown, and no :cat: or -> that becomes a picture."""
-    return re.sub(r"([!-/:-@\[-`{-~])", "\\\\\\1\u2060", text)
+    with place["candles ticker"]:
+        options: dict[str, Any] = {"key": "candles", "bind": "query-params", "label_visibility": "collapsed"}
+        ticker = st.selectbox("Ticker of the candles", history.tickers, **options)
+    step, candles = candles_of(history, ticker)
+    reach = "since" if history.complete else "still reading back, so far to"
+    title = (
+        f"Candles · {for_streamlit(ticker)} in steps of {duration(step.total_seconds())} {reach} {candles[0].start} UTC"
+    )
+    place["candles title"].header(f"{title} · {counted.problem}" if counted.problem else title, anchor=False)
+    with place["candles"]:
+        live_chart("candle_chart", candle_chart(ticker, tuple(candles)), 360)
 
 
 if __name__ == "__main__":

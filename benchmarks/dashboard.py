@@ -22,8 +22,9 @@ from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import ClientConnection, connect
 
-from pipeline.dashboard.candles import Session, candles_of, read_session
-from pipeline.dashboard.feed import LATEST_TRADES, query, read_only_engine
+from pipeline.dashboard.candles import History, candles_of, read_history
+from pipeline.dashboard.feed import query, read_only_engine
+from pipeline.dashboard.queries import LATEST_TRADES
 from tests.live_page import Market, dashboard, insert, trades_arriving
 from tests.services import Database, Postgres
 
@@ -42,7 +43,7 @@ FILL = """
     FROM generate_series(%s::bigint, %s::bigint) AS i"""
 
 ASKED = """
-    SELECT (sum(calls) FILTER (WHERE query LIKE '%LIMIT $1'))::float8, sum(calls)::float8
+    SELECT (sum(calls) FILTER (WHERE query LIKE '%AS latest%'))::float8, sum(calls)::float8
     FROM pg_stat_statements
     WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query LIKE '%trades%'
         AND query NOT LIKE 'INSERT%' AND query NOT LIKE '%pg_stat_statements%'"""
@@ -59,7 +60,7 @@ def main() -> None:
         insert(small, Market().until_now(200, seconds=20))
         fill(large, options.rows)
         report_queries(small, large)
-        report_session(large)
+        report_candles(large)
         postgres.drop_database(large)
         small.query("CREATE EXTENSION pg_stat_statements")
         for viewers in (1, 10, 50):
@@ -97,22 +98,20 @@ def report_queries(small: Database, large: Database, rounds: int = 300) -> None:
         engine.dispose()
 
 
-def report_session(large: Database) -> None:
-    """Count the session from its end to its start, then take turns as a running page does."""
-    engine, session, started = read_only_engine(large.url), Session(), time.monotonic()
-    while not session.complete:
-        session = read_session(engine, session)
+def report_candles(large: Database) -> None:
+    """Count from the last trade back to the first, then take turns as a running page does."""
+    engine, history, started = read_only_engine(large.url), History(), time.monotonic()
+    while not history.complete:
+        history = read_history(engine, history)
     whole = time.monotonic() - started
     turns = []
     for _ in range(50):
         start = time.perf_counter()
-        session = read_session(engine, session)
+        history = read_history(engine, history)
         turns.append(1000 * (time.perf_counter() - start))
-    step, candles = candles_of(session, "AAPL")
+    step, candles = candles_of(history, "AAPL")
     shown = f"{len(candles)} candles of {step.total_seconds():.0f} s for AAPL"
-    print(
-        f"session so far: first counted in {whole:.1f} s; then {statistics.median(turns):.1f} ms an interval; {shown}"
-    )
+    print(f"candles: first counted in {whole:.1f} s; then {statistics.median(turns):.1f} ms an interval; {shown}")
     engine.dispose()
 
 
@@ -154,7 +153,7 @@ def report_viewers(database: Database, count: int, seconds: int) -> None:
     """Let that many viewers look at a page of its own while ten trades a second arrive."""
     with dashboard(database.url) as address, trades_arriving(database, Market(seed=3), 10):
         server, viewers = server_of(address), [Viewer(address) for _ in range(count)]
-        cpu, asked, session = asyncio.run(together(viewers, seconds, server, database))
+        cpu, asked, counted = asyncio.run(together(viewers, seconds, server, database))
         memory = server.memory_info().rss / 1e6
     ticks = sorted(tick for viewer in viewers for tick in viewer.ticks)
     on_time = sum(tick < FADE for tick in ticks) / len(ticks)
@@ -163,8 +162,8 @@ def report_viewers(database: Database, count: int, seconds: int) -> None:
     print(
         f"{count:2} viewers: {len(ticks)} ticks, {1000 * statistics.median(ticks):.0f} ms median, {1000 * p99:.0f} ms "
         f"p99, {on_time:.1%} within {FADE} s of when they were due; {1000 * cpu / len(ticks):.1f} ms CPU a tick; "
-        f"per interval {asked / intervals:.2f} queries for the latest trades and {session / intervals:.2f} for the "
-        f"session; server {memory:.0f} MB"
+        f"per interval {asked / intervals:.2f} queries for the latest trades and {counted / intervals:.2f} for the "
+        f"candles; server {memory:.0f} MB"
     )
 
 
@@ -179,7 +178,7 @@ async def together(
 ) -> tuple[float, float, float]:
     """Let the viewers arrive, 20 a second at most, then watch for that long.
 
-    Returns the server's CPU seconds, and how often the database was asked for the latest trades and for the session.
+    Returns the server's CPU seconds, and how often the database was asked for the latest trades and for the candles.
     """
     since = time.monotonic() + 3 * INTERVAL + len(viewers) / 20
     until = since + seconds

@@ -24,7 +24,7 @@ import psycopg2
 
 from benchmarks.command import machine, parser, run, say, say_table, show
 from pipeline.consumer.table import TradesTable
-from pipeline.dashboard.feed import LATEST_TRADES
+from pipeline.dashboard.queries import LATEST_TRADES
 from pipeline.trade import Trade, copy_lines, encode
 from tests.services import Database, Postgres, Script
 

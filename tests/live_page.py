@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from random import Random
-from uuid import uuid4
 
+from faker import Faker
 from playwright.sync_api import Browser, sync_playwright
 from psycopg2.extras import execute_values
 
+from pipeline.producer.tape import TradeProvider
 from tests.services import Database, environment_of, eventually, free_port
 
 ROOT = Path(__file__).parent.parent
@@ -31,24 +31,22 @@ CHROMIUM_OPTIONS = (
 )
 
 Row = tuple[str, str, float, int, str, datetime]
-PRICES = {"AAPL": 232.4, "MSFT": 428.1, "GOOGL": 178.3, "AMZN": 205.7, "TSLA": 341.2, "META": 585.6, "NVDA": 138.9}
 
 
 class Market:
-    """A random walk per ticker, the same for the same seed; only the ids differ."""
+    """The producer's market as rows of the table, at any time that is wanted; the same seed makes the same prices."""
 
     def __init__(self, seed: int = 1) -> None:
-        self._random = Random(seed)
-        self._prices = dict(PRICES)
+        faker = Faker()
+        faker.seed_instance(seed)
+        self._moment = 0
+        self._provider = TradeProvider(faker, clock=lambda: self._moment)
 
     def trade(self, moment: datetime) -> Row:
         """Return the next trade, as a row of the table."""
-        ticker = self._random.choices([*PRICES], weights=[5, 4, 3, 4, 6, 3, 8])[0]
-        self._prices[ticker] *= 1 + self._random.gauss(0, 0.0007)
-        volume = max(1, int(self._random.lognormvariate(4.5, 1)))
-        side = self._random.choice(["buy", "sell"])
-        trade_id = str(uuid4())
-        return trade_id, ticker, round(self._prices[ticker], 2), volume, side, moment
+        self._moment = (moment - datetime(1970, 1, 1)) // timedelta(microseconds=1) * 1000
+        trade = self._provider.trade()
+        return trade.trade_id, trade.ticker, trade.price, trade.volume, trade.side, moment
 
     def until_now(self, count: int, seconds: float) -> list[Row]:
         """Return that many trades, evenly over the last seconds."""

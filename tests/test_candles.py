@@ -1,4 +1,4 @@
-"""The session's candles: counted chunk by chunk, they are what one pass over all trades gives."""
+"""Candles counted bit by bit are what one pass over all trades gives, whatever else happens to the table."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import Engine, text
 
 from pipeline.dashboard import candles as module
-from pipeline.dashboard.candles import STEPS, Candle, Session, candles_of, floor, read_session, step_for
+from pipeline.dashboard.candles import STEPS, Candle, History, candles_of, floor, read_history, step_for
 from pipeline.dashboard.feed import read_only_engine
-from tests.live_page import Market, Row, insert
+from pipeline.dashboard.queries import CHUNK, STRETCH
+from tests.live_page import Market, Row, insert, utc_now
 from tests.services import Database
 
 NOON = datetime(2026, 1, 31, 12, 0, 0)
@@ -27,8 +28,7 @@ def engine(database: Database) -> Iterator[Engine]:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few hundred trades fill many chunks."""
-    small = str(module.EDGES).replace(f"LIMIT {module.CHUNK}", "LIMIT 100")
-    monkeypatch.setattr(module, "EDGES", text(small))
+    monkeypatch.setattr(module, "STRETCH", text(str(STRETCH).replace(f"LIMIT {CHUNK}", "LIMIT 100")))
     monkeypatch.setattr(module, "CHUNK", 100)
 
 
@@ -37,19 +37,19 @@ def trades(count: int, every: float, start: datetime = NOON, seed: int = 1) -> l
     return [market.trade(start + timedelta(seconds=n * every)) for n in range(count)]
 
 
-def whole(engine: Engine, session: Session | None = None) -> Session:
-    """Take turns until the session is complete."""
-    session = read_session(engine, session or Session())
-    while not session.complete:
-        session = read_session(engine, session)
-    assert session.problem is None
-    return session
+def whole(engine: Engine, history: History | None = None) -> History:
+    """Take turns until all of it has been read."""
+    history = read_history(engine, history or History())
+    while not history.complete:
+        history = read_history(engine, history)
+    return history
 
 
 def expected(rows: list[Row], ticker: str) -> list[Candle]:
     """Work the candles out in one pass."""
     own = sorted((row for row in rows if row[1] == ticker), key=lambda row: row[5])
-    step = step_for(floor(own[-1][5], STEPS[0]) - floor(own[0][5], STEPS[0]))
+    span = floor(own[-1][5], STEPS[0]) - floor(own[0][5], STEPS[0])
+    step = next(step for step in STEPS if span <= 240 * step and 4 * span <= len(own) * step)
     groups: dict[datetime, list[Row]] = defaultdict(list)
     for row in own:
         groups[floor(row[5], step)].append(row)
@@ -68,91 +68,118 @@ def expected(rows: list[Row], ticker: str) -> list[Candle]:
     ]
 
 
-def rounded(candles: list[Candle]) -> list[Candle]:
-    """Return candles with their money to the cent, as it was before floats were added up."""
-    return [candle._replace(notional=round(candle.notional, 2)) for candle in candles]
+def shown(history: History, ticker: str) -> list[Candle]:
+    """Return a ticker's candles with their money to the cent, as it was before floats were added up."""
+    return [candle._replace(notional=round(candle.notional, 2)) for candle in candles_of(history, ticker)[1]]
+
+
+def count_of(history: History) -> int:
+    return sum(candle.trades for ticker in history.tickers for candle in shown(history, ticker))
 
 
 @pytest.mark.parametrize("every", [0.02, 0.37, 4.1, 61.0])
 def test_candles_are_what_one_pass_over_all_trades_gives(engine: Engine, database: Database, every: float) -> None:
     rows = trades(1500, every)
     insert(database, rows)
-    session = whole(engine)
-    assert len(session.chunks) > 2
-    for ticker in session.tickers:
-        step, candles = candles_of(session, ticker)
-        wanted = expected(rows, ticker)
-        assert sum(candle.trades for candle in candles) == sum(candle.trades for candle in wanted)
-        assert rounded(candles) == wanted
-        assert len(candles) <= module.MAX_CANDLES + 1
-        assert step in STEPS
+    history = whole(engine)
+    for ticker in {row[1] for row in rows}:
+        assert shown(history, ticker) == expected(rows, ticker)
 
 
 def test_new_trades_are_added_turn_by_turn(engine: Engine, database: Database) -> None:
     rows = trades(900, 0.37)
     insert(database, rows[:150])
-    session = whole(engine)
+    history = whole(engine)
     for done in range(150, 900, 75):
         insert(database, rows[done : done + 75])
-        session = read_session(engine, session)
-        assert sum(chunk.trades for chunk in session.chunks) == done + 75
-    assert rounded(candles_of(session, "NVDA")[1]) == expected(rows, "NVDA")
+        history = read_history(engine, history)
+        assert count_of(history) == done + 75
+    assert shown(history, "NVDA") == expected(rows, "NVDA")
 
 
-def test_trades_that_arrive_late_are_found_on_the_next_round(engine: Engine, database: Database) -> None:
+def test_a_trade_may_arrive_some_seconds_late(engine: Engine, database: Database) -> None:
     rows = trades(600, 0.5)
-    early = rows.pop(40)
-    insert(database, rows)
-    session = whole(engine)
-    insert(database, [early])
-    for _ in session.chunks:
-        session = read_session(engine, session)
-    assert rounded(candles_of(session, early[1])[1]) == expected([*rows, early], early[1])
+    late = rows.pop(-10)
+    insert(database, rows[:-20])
+    history = whole(engine)
+    insert(database, rows[-20:])
+    history = read_history(engine, history)
+    insert(database, [late])
+    history = read_history(engine, history)
+    assert shown(history, late[1]) == expected([*rows, late], late[1])
 
 
-def test_a_session_starts_after_an_hour_without_a_trade(engine: Engine, database: Database) -> None:
+def test_trading_begins_after_an_hour_without_a_trade(engine: Engine, database: Database) -> None:
     yesterday, today = trades(300, 1, NOON - timedelta(days=1)), trades(300, 1, seed=2)
     insert(database, yesterday)
-    session = whole(engine)
-    assert session.chunks[0].times[0] == NOON - timedelta(days=1)
+    history = whole(engine)
+    assert shown(history, "TSLA") == expected(yesterday, "TSLA")
     insert(database, today)
-    session = whole(engine, read_session(engine, session))
-    assert session.chunks[0].times[0] == NOON
-    assert rounded(candles_of(session, "TSLA")[1]) == expected(today, "TSLA")
-    assert rounded(candles_of(whole(engine), "TSLA")[1]) == rounded(candles_of(session, "TSLA")[1])
+    history = whole(engine, history)
+    assert shown(history, "TSLA") == expected(today, "TSLA") == shown(whole(engine), "TSLA")
 
 
-def test_an_emptied_table_starts_over(engine: Engine, database: Database) -> None:
+@pytest.mark.parametrize("year", [1, 1969, 2999])
+def test_a_trade_of_another_age_leaves_the_others_as_they_are(engine: Engine, database: Database, year: int) -> None:
+    rows = trades(300, 1)
+    insert(database, [*rows, ("elsewhen", "TSLA", 1.0, 1, "buy", datetime(year, 1, 1))])
+    assert shown(whole(engine), "TSLA") == expected(rows, "TSLA")
+
+
+def test_a_trade_two_hours_ahead_does_not_count_yet(engine: Engine, database: Database) -> None:
+    rows = trades(50, 0.1, utc_now() - timedelta(seconds=10))
+    insert(database, [*rows, ("ahead", "TSLA", 1.0, 1, "buy", utc_now() + timedelta(hours=2))])
+    history = whole(engine)
+    assert count_of(read_history(engine, history)) == 50
+
+
+def test_retention_beside_the_page_takes_nothing_from_the_screen(engine: Engine, database: Database) -> None:
+    rows = trades(600, 1)
+    insert(database, rows)
+    history = whole(engine)
+    database.query("DELETE FROM trades WHERE timestamp < %s", NOON + timedelta(seconds=400))
+    for _ in range(3):
+        history = read_history(engine, history)
+    assert count_of(history) == 600
+    database.query("DELETE FROM trades")
+    history = read_history(engine, history)
+    assert history.tickers == []
+    insert(database, rows[:5])
+    assert count_of(whole(engine, history)) == 5
+
+
+def test_newest_trades_that_are_deleted_leave_the_others(engine: Engine, database: Database) -> None:
     insert(database, trades(300, 1))
-    session = whole(engine)
-    database.query("TRUNCATE trades")
-    session = whole(engine, session)
-    assert (session.tickers, candles_of(session, "AAPL")[1]) == ([], [])
-    insert(database, trades(5, 1))
-    session = whole(engine, read_session(engine, session))
-    assert sum(chunk.trades for chunk in session.chunks) == 5
+    history = whole(engine)
+    database.query("DELETE FROM trades WHERE timestamp > %s", NOON + timedelta(seconds=200))
+    assert count_of(whole(engine, history)) == 201
+    assert read_history(engine, history).tickers  # never empty in between
 
 
-def test_a_lost_table_leaves_what_was_counted_and_says_so(engine: Engine, database: Database) -> None:
-    insert(database, trades(50, 1))
-    good = whole(engine)
-    database.query("ALTER TABLE trades RENAME TO elsewhere")
-    session = read_session(engine, good)
-    assert session.chunks == good.chunks
-    assert session.problem is not None
+def test_after_a_long_time_without_a_turn_it_starts_over(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = trades(600, 1)
+    insert(database, rows[:300])
+    history = whole(engine)
+    insert(database, rows[300:])
+    monkeypatch.setattr(module, "FORGET_AFTER", -1.0)
+    again = read_history(engine, history)
+    assert again.start > history.start or again.complete
+    assert shown(whole(engine, again), "NVDA") == expected(rows, "NVDA")
 
 
 def test_trades_of_the_same_microsecond_open_and_close_in_the_order_of_their_ids(
     engine: Engine, database: Database
 ) -> None:
     insert(database, [(name, "AAPL", price, 1, "buy", NOON) for name, price in (("b", 2.0), ("c", 3.0), ("a", 1.0))])
-    (candle,) = candles_of(whole(engine), "AAPL")[1]
+    (candle,) = shown(whole(engine), "AAPL")
     assert (candle.open, candle.close) == (1, 3)
 
 
 def test_the_largest_numbers_fit(engine: Engine, database: Database) -> None:
     insert(database, [(str(n), "BRK", 99_999_999.99, 2_147_483_647, "buy", NOON) for n in range(150)])
-    ((candle,),) = [candles_of(whole(engine), "BRK")[1]]
+    (candle,) = shown(whole(engine), "BRK")
     assert (candle.open, candle.close, candle.volume) == (99_999_999.99, 99_999_999.99, 150 * 2_147_483_647)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from tests.live_page import ROOT, Market, insert, utc_now
-from tests.services import Database, free_port
+from tests.services import Database, eventually, free_port
 
 OpenPage = Callable[..., AppTest]
 
@@ -41,11 +42,21 @@ def status(page: AppTest) -> dict[str, Any]:
     return told
 
 
+def told(page: AppTest, component: str) -> list[dict[str, Any]]:
+    """Return what the components of a kind are told."""
+    protos = (c.proto for c in page.get("bidi_component"))
+    return [json.loads(proto.bytes) for proto in protos if proto.component_name == component]
+
+
 def chart(page: AppTest, title: str) -> dict[str, Any]:
     """Return the figure whose summary starts with these words."""
-    figures = (json.loads(c.proto.bytes) for c in page.get("bidi_component") if c.proto.component_name == "live_chart")
-    figure: dict[str, Any] = next(figure for figure in figures if figure["summary"].startswith(title))
-    return figure
+    return next(figure for figure in told(page, "live_chart") if figure["summary"].startswith(title))
+
+
+def table(page: AppTest, name: str) -> list[list[Any]]:
+    """Return a table's rows, each as web/table.js wants its columns."""
+    rows: list[list[Any]] = next(table["rows"] for table in told(page, "table") if table["table"] == name)
+    return rows
 
 
 def test_a_full_window(open_page: OpenPage, database: Database) -> None:
@@ -71,28 +82,97 @@ def test_a_full_window(open_page: OpenPage, database: Database) -> None:
 def test_the_tape_has_all_six_columns_newest_first(open_page: OpenPage, database: Database) -> None:
     rows = Market().until_now(250, seconds=25)
     insert(database, rows)
-    tape = open_page().dataframe[1].value
-    assert set(tape.columns) == {"trade_id", "ticker", "price", "volume", "side", "timestamp"}
-    assert list(tape["trade_id"]) == [row[0] for row in rows[:49:-1]]
-    assert tape["timestamp"].is_monotonic_decreasing
+    newest = [[f"{row[5]:%H:%M:%S.%f}"[:-3], row[1], row[4], row[2], row[3], row[0]] for row in rows[:49:-1]]
+    assert table(open_page(), "tape") == newest
 
 
 def test_charts_show_the_same_trades_as_the_table(open_page: OpenPage, database: Database) -> None:
-    insert(database, Market().until_now(200, seconds=20))
-    page = open_page()
-    tape = page.dataframe[1].value
-    price, volume = chart(page, "Price trend")["figure"], chart(page, "Volume")["figure"]
-    assert sorted(y for line in price["data"] for y in line["y"]) == sorted(tape["price"])
+    rows = Market().until_now(200, seconds=20)
+    insert(database, rows)
+    page = open_page(scale="price")
+    price, volume = chart(page, "Price trend"), chart(page, "Volume")
+    assert sorted(y for line in price["data"] for y in line["y"][:-1]) == sorted(row[2] for row in rows)
+    assert all(line["y"][-1] == line["y"][-2] for line in price["data"])  # the last price holds until now
     assert all(line["line"]["shape"] == "hv" for line in price["data"])
-    totals = tape.groupby("ticker")["volume"].sum().sort_values(ascending=False)
-    assert volume["data"][0]["x"] == list(totals.index)  # most active first
-    assert [sum(both) for both in zip(*(bar["y"] for bar in volume["data"]), strict=True)] == list(totals)
+    totals = {ticker: sum(row[3] for row in rows if row[1] == ticker) for ticker in {row[1] for row in rows}}
+    shown = [sum(both) for both in zip(*(bar["y"] for bar in volume["data"]), strict=True)]
+    assert dict(zip(volume["data"][0]["x"], shown, strict=True)) == totals
+    assert shown == sorted(shown, reverse=True)  # most active first
 
 
-def test_an_indexed_view_starts_every_ticker_at_100(open_page: OpenPage, database: Database) -> None:
-    insert(database, Market().until_now(200, seconds=20))
-    figure = chart(open_page(scale="indexed"), "Price trend")["figure"]
-    assert [line["y"][0] for line in figure["data"]] == [100] * 7
+def test_as_it_opens_every_line_starts_at_nothing_and_ends_in_its_price(
+    open_page: OpenPage, database: Database
+) -> None:
+    rows = Market().until_now(200, seconds=20)
+    insert(database, rows)
+    lines = chart(open_page(), "Price trend")["data"]
+    assert [line["y"][0] for line in lines] == [0] * 7
+    last = {row[1]: f"{row[2]:,.2f}" for row in rows}
+    assert [line["customdata"][-1].split()[0] for line in lines] == [last[line["name"]] for line in lines]
+
+
+def test_of_many_tickers_the_most_active_are_drawn_and_the_rest_by_choice(
+    open_page: OpenPage, database: Database
+) -> None:
+    insert(database, [(str(n), f"T{n % 30:02}", 10.0, 1 + n % 30, "buy", utc_now()) for n in range(90)])
+    page = open_page()
+    assert [line["name"] for line in chart(page, "Price trend")["data"]] == [f"T{n}" for n in range(23, 30)]
+    assert chart(page, "Price trend")["layout"]["title"]["text"] == "the 7 most active of 30 tickers"
+    assert len(table(page, "watchlist")) == 30
+    page.multiselect(key="tickers").set_value([f"T{n:02}" for n in range(20)]).run()
+    assert len(chart(page, "Price trend")["data"]) == 20
+
+
+def test_a_window_that_fills_says_so(open_page: OpenPage, database: Database) -> None:
+    insert(database, Market().until_now(12, seconds=12))
+    page = open_page()
+    assert metrics(page)["Trades (last 200)"] == "12 of 200"
+    layout = chart(page, "Price trend")["layout"]
+    first, room = (
+        datetime.fromisoformat(text)
+        for text in (
+            min(line["x"][0] for line in chart(page, "Price trend")["data"]),
+            layout["xaxis"]["autorangeoptions"]["include"],
+        )
+    )
+    assert room - first == timedelta(seconds=30)
+
+
+def test_a_night_without_trades_is_cut_out_of_the_charts(open_page: OpenPage, database: Database) -> None:
+    market, now = Market(), utc_now()
+    yesterday = [market.trade(now - timedelta(hours=9, seconds=n)) for n in range(60, 0, -1)]
+    insert(database, [*yesterday, *market.until_now(60, seconds=60)])
+    layout = chart(open_page(), "Price trend")["layout"]
+    (cut,) = layout["xaxis"]["rangebreaks"]
+    start, end = map(datetime.fromisoformat, cut["bounds"])
+    assert timedelta(hours=8, minutes=58) < end - start < timedelta(hours=9)
+    assert layout["annotations"][0]["text"] == "no trades for 9 h"
+
+
+def test_the_window_is_told_as_people_tell_time(open_page: OpenPage, database: Database) -> None:
+    start = utc_now() - timedelta(seconds=1335.8)
+    insert(database, [("0", "AAPL", 50.0, 1, "buy", start), ("1", "AAPL", 50.0, 1, "sell", utc_now())])
+    assert "window 22 min" in status(open_page())["facts"]
+
+
+def test_the_page_tells_how_long_a_trade_takes_to_the_screen(open_page: OpenPage, database: Database) -> None:
+    insert(database, Market().until_now(5, seconds=1))
+    page = open_page(every="1 s")
+    assert "to screen" not in status(page)["facts"]  # these may be hours old
+
+    def told_after_a_new_trade() -> bool:
+        insert(database, [Market().trade(utc_now())])
+        return "trade to screen" in status(page.run())["facts"]
+
+    eventually(told_after_a_new_trade)
+
+
+def test_trades_from_the_future_are_named_and_do_not_pass_for_live(open_page: OpenPage, database: Database) -> None:
+    insert(database, [("old", "AAPL", 1.0, 1, "buy", utc_now() - timedelta(minutes=5))])
+    insert(database, [("new", "AAPL", 1.0, 1, "buy", utc_now() + timedelta(hours=2))])
+    page = open_page()
+    assert status(page)["word"] == "STALE"
+    assert "1 trades dated in the future left out" in status(page)["facts"]
 
 
 def test_a_view_from_the_address_narrows_every_panel(open_page: OpenPage, database: Database) -> None:
@@ -100,19 +180,19 @@ def test_a_view_from_the_address_narrows_every_panel(open_page: OpenPage, databa
     insert(database, rows)
     page = open_page(side="sell", tickers="TSLA")
     count = sum(row[1] == "TSLA" and row[4] == "sell" for row in rows)
-    assert metrics(page)["Trades (last 200)"] == str(count)
+    assert metrics(page)["Trades (last 200)"] == f"{count} of 200"
     assert metrics(page)["Buy share"] == "0.0%"
-    assert len(page.dataframe[1].value) == count
-    assert list(page.dataframe[0].value["ticker"]) == ["TSLA"]
+    assert len(table(page, "tape")) == count
+    assert [row[0] for row in table(page, "watchlist")] == ["TSLA"]
 
 
 def test_a_view_of_nothing_keeps_the_page_in_shape(open_page: OpenPage, database: Database) -> None:
     insert(database, Market().until_now(20, seconds=2))
     page = open_page(tickers="NONE")
     assert not page.exception
-    assert metrics(page)["Trades (last 200)"] == "0"
+    assert metrics(page)["Trades (last 200)"] == "0 of 200"
     assert metrics(page)["Avg Price"] == "–"
-    assert chart(page, "Price trend")["figure"]["layout"]["annotations"][0]["text"] == "no trades here"
+    assert chart(page, "Price trend")["data"] == []
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -121,7 +201,7 @@ def test_one_trade_and_two_in_the_same_microsecond(open_page: OpenPage, database
     insert(database, [(str(n), "AAPL", 12.5, 10, "buy", moment) for n in range(count)])
     page = open_page()
     assert not page.exception
-    assert metrics(page)["Trades (last 200)"] == str(count)
+    assert metrics(page)["Trades (last 200)"] == f"{count} of 200"
     assert metrics(page)["Avg Price"] == "12.50"
     assert status(page)["facts"].startswith("– trades/s")
 
@@ -133,8 +213,8 @@ def test_the_largest_price_and_an_invented_ticker(open_page: OpenPage, database:
     shown = metrics(page)
     assert shown["Avg Price"] == shown["VWAP"] == "99,999,999.99"
     assert shown["Total Volume"] == "2,147,483,647"
-    assert page.dataframe[1].value["ticker"].iloc[0] == "<b>ÄÖ</b>"
-    assert chart(page, "Price trend")["figure"]["data"][0]["name"] == "&lt;b&gt;ÄÖ&lt;/b&gt;"
+    assert table(page, "tape")[0][1] == "<b>ÄÖ</b>"
+    assert chart(page, "Price trend")["data"][0]["name"] == "&lt;b&gt;ÄÖ&lt;/b&gt;"
 
 
 def test_an_empty_table_says_what_to_do(open_page: OpenPage) -> None:
@@ -142,7 +222,7 @@ def test_an_empty_table_says_what_to_do(open_page: OpenPage) -> None:
     assert not page.exception
     assert status(page)["word"] == "EMPTY"
     assert "No trades yet" in page.info[0].value
-    assert metrics(page)["Trades (last 200)"] == "0"
+    assert metrics(page)["Trades (last 200)"] == "0 of 200"
 
 
 def test_a_missing_table_says_what_to_do(open_page: OpenPage, database: Database) -> None:
@@ -182,18 +262,15 @@ def test_pausing_holds_the_trades(open_page: OpenPage, database: Database) -> No
     insert(database, Market(seed=2).until_now(5, seconds=1))
     page.segmented_control(key="side").set_value("buy").run()
     page.segmented_control(key="side").set_value("all").run()
-    assert (status(page)["word"], metrics(page)["Trades (last 200)"]) == ("PAUSED", "5")
+    assert (status(page)["word"], metrics(page)["Trades (last 200)"]) == ("PAUSED", "5 of 200")
 
 
-def test_the_session_so_far(open_page: OpenPage, database: Database) -> None:
+def test_candles_since_trading_began(open_page: OpenPage, database: Database) -> None:
     rows = [row for row in Market().until_now(400, seconds=40) if row[1] == "AAPL"]
     insert(database, rows)
     page = open_page()
-    for _ in range(20):  # the session may come a tick later
-        if any("Session so far · AAPL" in heading.value for heading in page.header):
-            break
-        page.run()
-    figure = chart(page, "Session of AAPL")["figure"]
+    eventually(lambda: any("Candles · AAPL" in heading.value for heading in page.run().header))
+    figure = chart(page, "Candles of AAPL")
     assert figure["data"][0]["open"][0] == rows[0][2]
     assert figure["data"][0]["close"][-1] == rows[-1][2]
     assert sum(figure["data"][2]["y"]) == sum(row[3] for row in rows)

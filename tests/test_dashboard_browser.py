@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -12,13 +13,12 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, Row, chromium, dashboard, insert, utc_now
 from tests.services import Postgres, eventually
 
-expect.set_options(timeout=20_000)  # milliseconds: the first page loads megabytes of scripts
+expect.set_options(timeout=60_000)  # milliseconds: the first page loads megabytes of scripts
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 FAST = "/?every=1+s"
-PRICE = ".st-key-price .js-plotly-plot"
-WATCHLIST, TAPE = ".stDataFrame >> nth=0", ".stDataFrame >> nth=1"
-SCROLLER = f"{TAPE} >> .dvn-scroller"
+PRICE, VOLUME = ".st-key-price .js-plotly-plot", ".st-key-volume .js-plotly-plot"
+WATCHLIST, TAPE = ".st-key-watchlist .table", ".st-key-tape .table"
 AXE_RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 
 
@@ -34,7 +34,7 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with Postgres() as postgres, dashboard(postgres.url) as address:
+    with Postgres() as postgres, dashboard(postgres.url, "--client.showErrorDetails=full") as address:
         yield Site(address, postgres)
 
 
@@ -67,7 +67,7 @@ def open_page(context: BrowserContext, site: Site) -> Iterator[Callable[..., Pag
 
     yield open_page
     for page in pages:
-        assert page.locator(".stException").count() == 0
+        assert page.locator(".stException").all_inner_texts() == []
         page.close()
 
 
@@ -75,7 +75,7 @@ def open_page(context: BrowserContext, site: Site) -> Iterator[Callable[..., Pag
 def page(open_page: Callable[..., Page], market: Market) -> Page:
     page = open_page()
     expect(page.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(7)
-    expect(page.locator(SCROLLER)).to_be_visible()
+    expect(page.locator(f"{TAPE} tbody tr")).to_have_count(200)
     return page
 
 
@@ -101,8 +101,8 @@ def wait_until_shown(page: Page, newest: float) -> None:
 
 
 def cells(page: Page, table: str, column: int) -> list[str]:
-    """Return what a table shows in a column, from the table that the grid, a picture, keeps for screen readers."""
-    return page.locator(f"{table} >> [role=gridcell][aria-colindex='{column}']").all_text_contents()
+    """Return what a table shows in a column, the first of which is 1."""
+    return page.locator(f"{table} tbody td:nth-child({column})").all_text_contents()
 
 
 def wait_for_text(place: Locator, text: str) -> None:
@@ -113,8 +113,8 @@ def wait_for_text(place: Locator, text: str) -> None:
 def test_charts_move_in_place_and_keep_zoom_legend_and_hover(page: Page, next_tick: Callable[[], None]) -> None:
     chart = page.locator(PRICE)
     chart.evaluate("(chart) => { chart.mark = 'the same element' }")
-    page.locator(f"{PRICE} .legendtoggle").first.click()
-    expect(page.locator(f"{PRICE} .traces").first).to_have_css("opacity", "0.5")
+    page.locator(f"{VOLUME} .legendtoggle").first.click()
+    expect(page.locator(f"{VOLUME} .traces").first).to_have_css("opacity", "0.5")
     area = page.locator(f"{PRICE} .nsewdrag").first.bounding_box()
     assert area
     page.mouse.move(area["x"] + area["width"] * 0.3, area["y"] + area["height"] * 0.5)
@@ -131,24 +131,98 @@ def test_charts_move_in_place_and_keep_zoom_legend_and_hover(page: Page, next_ti
 
     assert chart.evaluate("(chart) => chart.mark") == "the same element"
     assert chart.evaluate("(chart) => chart.layout.xaxis.range") == zoom
-    assert chart.evaluate("(chart) => chart.data[0].visible ?? chart._fullData[0].visible") == "legendonly"
+    shown = page.locator(VOLUME).evaluate("(chart) => chart._fullData.map((bar) => bar.visible)")
+    assert sorted(map(str, shown)) == ["True", "legendonly"]
     expect(page.locator(f"{PRICE} .hoverlayer .legend")).to_be_visible()
 
 
-def test_a_table_keeps_its_scroll_and_sort(page: Page, next_tick: Callable[[], None]) -> None:
-    box = page.locator(f"{TAPE} >> canvas").first.bounding_box()
-    assert box
-    page.mouse.click(box["x"] + 310, box["y"] + 14)  # the price's header, drawn on the canvas
-    eventually(lambda: is_sorted([float(cell.replace(",", "")) for cell in cells(page, TAPE, 4)]))
-    page.locator(SCROLLER).evaluate("(scroller) => { scroller.scrollTop = 1300 }")
+def test_a_table_keeps_its_place_and_its_order(page: Page, next_tick: Callable[[], None]) -> None:
+    page.locator(f"{TAPE} th button", has_text="price").click()
+    prices = eventually(lambda: sorted_prices(page))
+    expect(page.locator(f"{TAPE} th", has_text="price")).to_have_attribute("aria-sort", "ascending")
+    page.locator(TAPE).focus()
+    page.keyboard.press("End")
+    page.wait_for_function("(table) => document.querySelector(table).scrollTop > 1000", arg=TAPE)
     for _ in range(2):
         next_tick()
-    assert page.locator(SCROLLER).evaluate("(scroller) => scroller.scrollTop") == 1300
-    assert is_sorted([float(cell.replace(",", "")) for cell in cells(page, TAPE, 4)])
+    assert page.locator(TAPE).evaluate("(table) => table.scrollTop") > 1000
+    assert sorted_prices(page)
+    page.locator(f"{TAPE} th button", has_text="price").click()
+    eventually(lambda: sorted_prices(page, descending=True))
+    page.locator(f"{TAPE} th button", has_text="price").click()
+    times = cells(page, TAPE, 1)
+    assert times == sorted(times, reverse=True)
+    assert prices
 
 
-def is_sorted(values: list[float]) -> bool:
-    return len(values) > 3 and values == sorted(values)
+def sorted_prices(page: Page, descending: bool = False) -> list[float]:
+    """Return the prices on the tape, if they are in order."""
+    prices = [float(cell.replace(",", "")) for cell in cells(page, TAPE, 4)]
+    return prices if prices == sorted(prices, reverse=descending) else []
+
+
+def test_what_changed_is_marked_for_a_moment_and_nothing_else(page: Page, site: Site) -> None:
+    page.evaluate(
+        """() => {
+            window.marked = [];
+            const animate = Element.prototype.animate;
+            Element.prototype.animate = function (frames, timing) {
+                window.marked.push([this.closest("tr").dataset.key, this.cellIndex, timing.easing]);
+                return animate.call(this, frames, timing);
+            };
+        }"""
+    )
+    newest = utc_now()
+    site.store(("the new one", "NVDA", 999.0, 100, "buy", newest))
+    wait_until_shown(page, newest.replace(tzinfo=UTC).timestamp())
+    marked = page.wait_for_function("() => window.marked.length > 4 && window.marked").json_value()
+    assert ["the new one", 0] in [mark[:2] for mark in marked]
+    changed = {key for key, *_ in marked} - {"the new one"}
+    assert "NVDA" in changed
+    assert {mark[2] for mark in marked} == {"ease-in"}
+    eventually(lambda: page.evaluate("() => document.getAnimations().length") == 0)  # gone by itself
+
+
+def test_marks_do_not_move_where_motion_is_not_wanted(page: Page, next_tick: Callable[[], None]) -> None:
+    page.emulate_media(reduced_motion="reduce")
+    page.evaluate(
+        """() => {
+            window.easings = [];
+            const animate = Element.prototype.animate;
+            Element.prototype.animate = function (frames, timing) {
+                window.easings.push(timing.easing);
+                return animate.call(this, frames, timing);
+            };
+        }"""
+    )
+    next_tick()
+    page.wait_for_function("() => window.easings.length > 0")
+    assert set(page.evaluate("() => window.easings")) == {"step-end"}
+
+
+def test_figures_are_written_as_people_write_them(open_page: Callable[..., Page], site: Site) -> None:
+    now = utc_now()
+    apple = [("0", "AAPL", 50.0, 1500, "buy", now), ("1", "AAPL", 50.0, 1, "sell", now)]
+    tesla = [("2", "TSLA", 1234.50, 1, "buy", now), ("3", "TSLA", 1234.49, 3, "sell", now)]
+    site.postgres.database.query("TRUNCATE trades")
+    site.store(*apple, *tesla)
+    rows = open_page().locator(f"{WATCHLIST} tbody tr")
+    told = ["AAPL", "＝ 50.00", "0.00", "0.00", "50.00", "50.00", "50.00", "1,501", "100%", ""]
+    expect(rows.nth(0).locator("td")).to_have_text(told)
+    told = ["TSLA", "▼ 1,234.49", "−0.01", "0.00", "1,234.49", "1,234.50", "1,234.49", "4", "25%", ""]
+    expect(rows.nth(1).locator("td")).to_have_text(told)
+
+
+def test_the_prices_at_the_lines_ends_are_readable(page: Page) -> None:
+    labels = page.locator(f"{PRICE} .annotation-text")
+    expect(labels).to_have_count(7)
+    boxes = sorted(
+        (box["y"], box["height"], box["x"] + box["width"]) for box in map(Locator.bounding_box, labels.all()) if box
+    )
+    assert all(upper[0] + upper[1] <= lower[0] + 4 for upper, lower in pairwise(boxes))
+    chart = page.locator(PRICE).bounding_box()
+    assert chart
+    assert all(right <= chart["x"] + chart["width"] for _, _, right in boxes)
 
 
 def test_nothing_fades_while_the_page_moves(page: Page, next_tick: Callable[[], None]) -> None:
@@ -182,7 +256,7 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(page: Page) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
     expect(page.locator(f"{PRICE} .main-svg").first).to_have_js_property("clientWidth", 400 - 28)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
-    for panel in page.locator(".stMetric, .st-key-price, .stDataFrame").all():
+    for panel in page.locator(".stMetric, .st-key-price, .table").all():
         box = panel.bounding_box()
         assert box
         assert box["x"] >= 0
@@ -209,8 +283,8 @@ def test_pause_stops_everything_that_moves(page: Page, open_page: Callable[..., 
     other, newest = open_page(), utc_now()
     site.store(Market(seed=2).trade(newest))
     wait_until_shown(other, newest.replace(tzinfo=UTC).timestamp())
-    page.get_by_role("radio", name="indexed").click()  # a paused page still answers its viewer …
-    page.wait_for_function("(chart) => document.querySelector(chart).data[0].y[0] === 100", arg=PRICE)
+    page.get_by_role("radio", name="price").click()  # a paused page still answers its viewer …
+    page.wait_for_function("(chart) => document.querySelector(chart).data[0].y[0] > 100", arg=PRICE)
     assert (status.inner_text(), cells(page, TAPE, 1)) == before  # … about the same trades
     page.get_by_text("Pause", exact=True).click()
     wait_until_shown(page, newest.replace(tzinfo=UTC).timestamp())
@@ -219,13 +293,14 @@ def test_pause_stops_everything_that_moves(page: Page, open_page: Callable[..., 
 def test_the_address_carries_the_view(page: Page, open_page: Callable[..., Page]) -> None:
     page.get_by_role("radio", name="sell").click()
     expect(page).to_have_url(re.compile("side=sell"))
-    page.get_by_role("radio", name="indexed").click()
-    expect(page).to_have_url(re.compile("scale=indexed"))
+    page.get_by_role("radio", name="price").click()
+    expect(page).to_have_url(re.compile("scale=price"))
     page.get_by_label("Tickers").click()
-    page.get_by_role("option", name="TSLA").click()
+    page.keyboard.type("tsl")
+    page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile("tickers=TSLA"))
     view = page.url[page.url.index("/?") :]
-    assert {"side=sell", "scale=indexed", "every=1+s"} < set(view[2:].split("&"))
+    assert {"side=sell", "scale=price", "every=1+s"} < set(view[2:].split("&"))
     shared = open_page(view)
     expect(shared.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(1)
     expect(shared.locator(".stMetric").last).to_contain_text("0.0%")  # bought
@@ -262,9 +337,9 @@ def test_the_page_is_accessible(page: Page) -> None:
 
 
 def test_charts_say_in_words_what_they_show(page: Page) -> None:
-    expect(page.locator(".st-key-price figcaption")).to_contain_text(re.compile(r"TSLA last [\d,.]+, [+-][\d.]+ %"))
+    expect(page.locator(".st-key-price figcaption")).to_contain_text(re.compile(r"TSLA last [\d,.]+, [+−]?[\d.]+%"))
     expect(page.locator(".st-key-volume figcaption")).to_contain_text(re.compile(r"TSLA [\d,]+, \d+% bought"))
-    expect(page.locator(".st-key-session_chart figcaption")).to_contain_text(re.compile(r"AAPL: open [\d,.]+"))
+    expect(page.locator(".st-key-candle_chart figcaption")).to_contain_text(re.compile(r"AAPL: open [\d,.]+"))
 
 
 def test_text_is_shown_as_text(open_page: Callable[..., Page], site: Site) -> None:
@@ -279,17 +354,30 @@ def test_text_is_shown_as_text(open_page: Callable[..., Page], site: Site) -> No
         site.store((f"more {name}", name, 12.5, 1000, "buy", utc_now()))
         wait_for_text(page.locator(".stMetric").nth(3), name)
         site.postgres.database.query("DELETE FROM trades WHERE volume = 1000")
-        page.get_by_label("Ticker of the session").click()
+        page.get_by_label("Ticker of the candles").click()
         page.get_by_role("option", name=name, exact=True).click()
         wait_for_text(page.locator(".stHeading").last, name)
 
 
-def test_the_trades_on_the_screen_can_be_taken_home(page: Page, site: Site) -> None:
-    with page.expect_download() as download:
-        page.locator(".st-key-csv button").click()
-    lines = download.value.path().read_text().splitlines()
+def test_trades_and_charts_are_saved_in_one_place(page: Page) -> None:
+    page.get_by_role("radio", name="sell").click()
+    expect(page).to_have_url(re.compile("side=sell"))
+    eventually(lambda: set(cells(page, TAPE, 3)) == {"sell"})
+    lines = saved(page, "Trades as CSV").decode().splitlines()
     assert lines[0] == "trade_id,ticker,price,volume,side,timestamp"
-    assert len(lines) == 201
+    assert len(lines) > 20
+    assert all(",sell," in line for line in lines[1:])
+    for name in ("Price trend", "Volume", "Candles"):
+        assert saved(page, f"{name} as PNG").startswith(b"\x89PNG")
+
+
+def saved(page: Page, name: str) -> bytes:
+    """Choose something from the menu, and return the file that comes."""
+    page.keyboard.press("Escape")  # a save may leave the menu open
+    page.get_by_role("button", name="Save").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=name).click()
+    return download.value.path().read_bytes()
 
 
 def test_an_empty_table_and_a_missing_one_say_so(open_page: Callable[..., Page], site: Site) -> None:
@@ -304,4 +392,4 @@ def test_an_empty_table_and_a_missing_one_say_so(open_page: Callable[..., Page],
         site.postgres.database.query("ALTER TABLE elsewhere RENAME TO trades")
     site.store(Market().trade(utc_now()))
     expect(page.locator(".status")).to_contain_text("LIVE")
-    expect(page.locator(f"{PRICE} .scatterlayer .trace .points path")).to_have_count(1)
+    expect(page.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(1)

@@ -4,18 +4,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from urllib.parse import quote, urlsplit
 
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.dashboard.feed import UNREACHABLE, Feed, query, read_only_engine, read_snapshot
-from pipeline.dashboard.snapshot import Snapshot, as_trades
-from tests.live_page import Market, insert
+from pipeline.dashboard.feed import MISSING_TABLE, UNREACHABLE, Answer, Feed, query, read_only_engine
+from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
+from pipeline.dashboard.snapshot import Snapshot, as_snapshot
+from pipeline.user_error import UsageError
+from tests.live_page import Market, Row, insert, utc_now
 from tests.services import Database, Postgres, free_port
-
-NOTHING = Snapshot(as_trades())
 
 
 @pytest.fixture
@@ -25,14 +26,23 @@ def engine(database: Database) -> Iterator[Engine]:
     engine.dispose()
 
 
+def latest(engine: Engine) -> Snapshot:
+    return as_snapshot(query(engine, LATEST_TRADES))
+
+
+def ask(engine: Engine) -> Answer[Snapshot]:
+    """Return the answer of a feed that is asked once."""
+    return Feed(lambda _: latest(engine), Snapshot()).latest(60, patience=30)
+
+
 def test_however_many_ask_there_is_one_question_per_interval() -> None:
     asked: list[int] = []
     feed = Feed(lambda last: asked.append(last) or last + 1, 0)  # type: ignore[func-returns-value]
     with ThreadPoolExecutor(20) as viewers:
-        answers = list(viewers.map(lambda _: feed.latest(max_age=60), range(200)))
+        answers = list(viewers.map(lambda _: feed.latest(60, patience=30).value, range(200)))
     assert asked == [0]
     assert set(answers) == {1}
-    assert feed.latest(max_age=0) == 2
+    assert feed.latest(0, patience=30).value == 2
 
 
 def test_a_database_that_hangs_costs_a_tick_no_more_than_its_patience() -> None:
@@ -44,25 +54,55 @@ def test_a_database_that_hangs_costs_a_tick_no_more_than_its_patience() -> None:
         return last + 1
 
     feed = Feed(hang, 0)
-    assert [feed.latest(0, patience=0.01) for _ in range(3)] == [0, 0, 0]
+    assert [feed.latest(0, patience=0.01).value for _ in range(3)] == [0, 0, 0]
     assert asked == [0]
     released.set()
-    assert feed.latest(60, patience=30) == 1
+    assert feed.latest(60, patience=30).value == 1
 
 
 def test_the_newest_trades_come_first(engine: Engine, database: Database) -> None:
     rows = Market().until_now(300, seconds=30)
     insert(database, rows)
-    snapshot = read_snapshot(engine, NOTHING)
-    assert snapshot.problem is None
-    assert list(snapshot.trades["trade_id"]) == [row[0] for row in rows[:99:-1]]
-    assert snapshot.read_at == pytest.approx(time.monotonic(), abs=60)
+    answer = ask(engine)
+    assert answer.problem is None
+    assert list(answer.value.trades["trade_id"]) == [row[0] for row in rows[:99:-1]]
+    assert answer.read_at == pytest.approx(time.monotonic(), abs=60)
+    assert not answer.value.standby
+
+
+def test_an_empty_table_has_no_trades(engine: Engine) -> None:
+    answer = ask(engine)
+    assert (answer.problem, len(answer.value.trades), answer.value.ahead) == (None, 0, 0)
+
+
+def of_aapl(name: str, moment: datetime) -> Row:
+    return name, "AAPL", 1.0, 1, "buy", moment
 
 
 def test_trades_of_the_same_microsecond_come_in_the_order_of_their_ids(engine: Engine, database: Database) -> None:
-    rows = [(name, *Market().until_now(1, 1)[0][1:5], Market().until_now(1, 1)[0][5]) for name in "bca"]
-    insert(database, [(*row[:5], rows[0][5]) for row in rows])
-    assert list(read_snapshot(engine, NOTHING).trades["trade_id"]) == ["c", "b", "a"]
+    insert(database, [of_aapl(name, datetime(2026, 1, 31)) for name in "bca"])
+    assert list(latest(engine).trades["trade_id"]) == ["c", "b", "a"]
+
+
+def test_trades_from_the_future_are_counted_and_left_out(engine: Engine, database: Database) -> None:
+    """One producer with a wrong clock must not pass for the newest trades until its time has come."""
+    now = utc_now()
+    insert(database, Market().until_now(5, seconds=1))
+    insert(database, [of_aapl("soon", now + timedelta(hours=2)), of_aapl("2999", now.replace(year=2999))])
+    insert(database, [of_aapl("a clock a little fast", now + timedelta(seconds=20))])
+    snapshot = latest(engine)
+    assert (len(snapshot.trades), snapshot.ahead) == (6, 2)
+    insert(database, [of_aapl(f"soon {n}", now + timedelta(hours=n)) for n in range(3, 500)])
+    assert latest(engine).ahead == WINDOW
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "0044-03-15 BC", "0001-01-01", "294276-12-31"])
+def test_any_time_that_postgresql_knows_leaves_the_other_trades_alone(
+    engine: Engine, database: Database, moment: str
+) -> None:
+    insert(database, Market().until_now(5, seconds=1))
+    database.query("INSERT INTO trades VALUES ('elsewhen', 'AAPL', 1, 1, 'buy', %s)", moment)
+    assert len(latest(engine).trades) == (6 if moment == "0001-01-01" else 5)
 
 
 def test_a_table_made_by_hand_with_nulls_in_it_is_read(engine: Engine, database: Database) -> None:
@@ -73,42 +113,52 @@ def test_a_table_made_by_hand_with_nulls_in_it_is_read(engine: Engine, database:
     )
     insert(database, Market().until_now(2, seconds=1))
     database.query("INSERT INTO trades (trade_id) VALUES ('nothing else')")
-    snapshot = read_snapshot(engine, NOTHING)
-    assert (snapshot.problem, len(snapshot.trades)) == (None, 2)
+    assert len(latest(engine).trades) == 2
 
 
 @pytest.mark.parametrize(
-    ("change", "message", "missing"),
+    ("change", "message"),
     [
-        ("ALTER TABLE trades RENAME TO elsewhere", "There is no table", True),
-        ("ALTER TABLE trades DROP COLUMN side", "lacks a column", False),
+        ("ALTER TABLE trades RENAME TO elsewhere", MISSING_TABLE),
+        ("ALTER TABLE trades DROP COLUMN side", "lacks a column"),
     ],
 )
 def test_a_wrong_table_is_named_and_the_last_good_trades_stay(
-    engine: Engine, database: Database, change: str, message: str, missing: bool
+    engine: Engine, database: Database, change: str, message: str
 ) -> None:
     insert(database, Market().until_now(5, seconds=1))
-    good = read_snapshot(engine, NOTHING)
+    feed = Feed(lambda _: latest(engine), Snapshot())
+    good = feed.latest(0, patience=30)
     database.query(change)
-    bad = read_snapshot(engine, good)
+    bad = feed.latest(0, patience=30)
     assert bad.problem is not None
     assert message in bad.problem
-    assert bad.missing is missing
-    assert bad.trades is good.trades
+    assert bad.value is good.value
     assert bad.read_at == good.read_at
 
 
 @pytest.mark.parametrize(
     "url",
-    [
-        f"postgresql://kafka_user:secret@127.0.0.1:{free_port()}/kafka_db",
-        "postgresql://kafka_user:secret@127.0.0.1:notaport/kafka_db",
-        "secret",
-    ],
+    [f"postgresql://someone:secret@127.0.0.1:{free_port()}/kafka_db", "dbname=kafka_db host=/nowhere password=secret"],
 )
 def test_no_database_is_one_line_without_credentials(url: str) -> None:
-    snapshot = read_snapshot(read_only_engine(url), NOTHING)
-    assert snapshot.problem == UNREACHABLE
+    assert ask(read_only_engine(url)).problem == UNREACHABLE
+
+
+def test_what_is_no_url_is_one_line_without_credentials() -> None:
+    with pytest.raises(UsageError, match="DATABASE_URL") as failure:
+        read_only_engine("postgresql:/secret")
+    assert "secret" not in str(failure.value)
+
+
+@pytest.mark.parametrize("wanted", ["any", "read-write", "primary", "prefer-standby"])
+def test_one_of_several_servers_is_found(database: Database, wanted: str) -> None:
+    """A URL for several machines serves every script, also where it asks for the one that takes writes."""
+    server = urlsplit(database.url).netloc.rpartition("@")[2]
+    hosts = f"127.0.0.1:{free_port()},{server}"
+    engine = read_only_engine(f"{database.url.replace(server, hosts)}?target_session_attrs={wanted}")
+    assert ask(engine).problem is None
+    engine.dispose()
 
 
 def test_nothing_can_be_written(engine: Engine) -> None:
@@ -131,12 +181,12 @@ def test_options_of_the_url_are_kept(database: Database) -> None:
 
 def test_a_restarted_database_is_found_again_at_once(own_postgres: Postgres) -> None:
     engine = read_only_engine(own_postgres.url)
-    assert read_snapshot(engine, NOTHING).problem is None
+    assert ask(engine).problem is None
     own_postgres.stop()
-    assert read_snapshot(engine, NOTHING).problem == UNREACHABLE
+    assert ask(engine).problem == UNREACHABLE
     own_postgres.start()
-    assert read_snapshot(engine, NOTHING).problem is None
+    assert ask(engine).problem is None
     own_postgres.stop()
     own_postgres.start()  # between two ticks: the old connection is dead, and nobody has noticed
-    assert read_snapshot(engine, NOTHING).problem is None
+    assert ask(engine).problem is None
     engine.dispose()

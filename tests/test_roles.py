@@ -6,9 +6,10 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from pipeline.dashboard.candles import Session, read_session
-from pipeline.dashboard.feed import read_only_engine, read_snapshot
-from pipeline.dashboard.snapshot import Snapshot, as_trades
+from pipeline.dashboard.candles import History, read_history
+from pipeline.dashboard.feed import query, read_only_engine
+from pipeline.dashboard.queries import LATEST_TRADES
+from pipeline.dashboard.snapshot import as_snapshot
 from pipeline.postgres import SQL_FOLDER
 from tests.conftest import RunScript
 from tests.messages import trade
@@ -99,11 +100,9 @@ def test_the_writer_is_told_when_the_table_is_missing(database: Database, run_sc
 def test_the_page_works_as_the_reader(database: Database, login: Login) -> None:
     database.query("INSERT INTO trades VALUES ('1', 'AAPL', 1.5, 10, 'buy', '2026-01-31 08:30')")
     engine = read_only_engine(login("trades_reader").url)
-    snapshot = read_snapshot(engine, Snapshot(as_trades()))
-    session = read_session(engine, Session())
+    snapshot, history = as_snapshot(query(engine, LATEST_TRADES)), read_history(engine, History())
     engine.dispose()
-    assert (snapshot.problem, list(snapshot.trades["ticker"])) == (None, ["AAPL"])
-    assert (session.problem, session.tickers) == (None, ["AAPL"])
+    assert (list(snapshot.trades["ticker"]), history.tickers) == (["AAPL"], ["AAPL"])
 
 
 def test_retention_works_as_the_pruner(database: Database, run_script: RunScript, login: Login) -> None:

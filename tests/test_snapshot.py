@@ -1,23 +1,28 @@
 """The figures, from rows given by hand."""
 
+import re
+from csv import reader
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from io import StringIO
 
-import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.dashboard.feed import MISSING_TABLE, Answer
 from pipeline.dashboard.snapshot import (
     DOWN,
     EMPTY,
     LIVE,
-    PAUSED,
     STALE,
     Figures,
+    Line,
     Snapshot,
     View,
+    as_csv,
+    as_snapshot,
     as_trades,
     figures,
     span_seconds,
@@ -45,31 +50,37 @@ ROWS = [
 
 
 def seen(view: View | None = None, rows: list[Row] = ROWS) -> Figures:
-    return figures(Snapshot(as_trades(rows), read_at=0.0), view or View())
+    return figures(Snapshot(as_trades(rows)), view or View())
+
+
+def line(ticker: str, rows: list[Row] = ROWS) -> Line:
+    return next(line for line in seen(rows=rows).lines if line.ticker == ticker)
 
 
 def test_key_figures() -> None:
     shown = seen()
-    assert (shown.count, shown.total_volume, shown.most_active) == (5, 170, "AAPL")
+    assert (len(shown.trades), shown.total_volume, shown.most_active) == (5, 170, "AAPL")
     assert shown.average_price == pytest.approx((110 + 300 + 90 + 310 + 100) / 5)
     assert shown.vwap == pytest.approx((1100 + 15000 + 2700 + 6200 + 6000) / 170)
     assert shown.buy_share == pytest.approx(90 / 170)
 
 
-def test_watchlist_compares_with_the_first_trade_in_the_window() -> None:
-    apple = seen().watchlist.loc["AAPL"]
-    assert apple["last"] == 110
-    assert apple["change"] == pytest.approx(10)
-    assert apple["change_percent"] == pytest.approx(10)
-    assert (apple["high"], apple["low"], apple["volume"]) == (110, 90, 100)
-    assert apple["vwap"] == pytest.approx((1100 + 2700 + 6000) / 100)
-    assert apple["buy_share"] == pytest.approx(0.7)
-    assert apple["prices"] == [100, 90, 110]
+def test_a_ticker_is_compared_with_its_first_trade_in_the_window() -> None:
+    apple = line("AAPL")
+    assert (apple.last, apple.change, apple.volume, apple.bought) == (110, 10, 100, 70)
+    assert apple.prices == [100, 90, 110]
+    assert apple.changes == [0, -10, 10]
+    assert apple.vwap == pytest.approx((1100 + 2700 + 6000) / 100)
 
 
-def test_watchlist_is_in_alphabetical_order_so_that_rows_stay_where_they_are() -> None:
-    assert list(seen().watchlist.index) == ["AAPL", "TSLA"]
-    assert list(seen(rows=ROWS[::-1]).watchlist.index) == ["AAPL", "TSLA"]
+def test_a_change_is_one_of_whole_cents() -> None:
+    """184.21 − 184.26 is not −0.05 in floats, and 0.3 − 0.1 − 0.2 is not 0."""
+    assert line("A", [row(1, "A", "184.21", 1, "buy"), row(0, "A", "184.26", 1, "buy")]).change == -0.05
+
+
+def test_tickers_are_in_alphabetical_order_so_that_rows_stay_where_they_are() -> None:
+    assert [line.ticker for line in seen().lines] == ["AAPL", "TSLA"]
+    assert [line.ticker for line in seen(rows=ROWS[::-1]).lines] == ["AAPL", "TSLA"]
 
 
 @pytest.mark.parametrize(
@@ -78,36 +89,35 @@ def test_watchlist_is_in_alphabetical_order_so_that_rows_stay_where_they_are() -
 )
 def test_a_view_narrows_every_figure(view: View, count: int, volume: int) -> None:
     shown = seen(view)
-    assert (shown.count, shown.total_volume, len(shown.trades)) == (count, volume, count)
-    assert shown.watchlist["volume"].sum() == volume
+    assert (len(shown.trades), shown.total_volume) == (count, volume)
+    assert sum(line.volume for line in shown.lines) == volume
 
 
 def test_viewers_of_the_same_view_share_the_work() -> None:
-    snapshot = Snapshot(as_trades(ROWS), read_at=0.0)
+    snapshot = Snapshot(as_trades(ROWS))
     assert figures(snapshot, View(("AAPL",))) is figures(snapshot, View(("AAPL",)))
     assert figures(snapshot, View()) is not figures(replace(snapshot), View())
 
 
 def test_no_trades_give_no_averages() -> None:
     shown = seen(rows=[])
-    assert (shown.count, shown.total_volume) == (0, 0)
+    assert (len(shown.trades), shown.lines, shown.total_volume) == (0, [], 0)
     assert (shown.average_price, shown.vwap, shown.buy_share, shown.most_active) == (None, None, None, None)
-    assert shown.watchlist.empty
     assert span_seconds(shown.trades) == 0
     assert trades_per_second(shown.trades) is None
 
 
 def test_one_trade_is_a_window_without_a_rate() -> None:
     shown = seen(rows=ROWS[:1])
-    assert (shown.count, shown.average_price, shown.vwap, shown.buy_share) == (1, 110, 110, 1)
-    assert shown.watchlist.loc["AAPL", "change"] == 0
+    assert (len(shown.trades), shown.average_price, shown.vwap, shown.buy_share) == (1, 110, 110, 1)
+    assert shown.lines[0].change == 0
     assert trades_per_second(shown.trades) is None
 
 
 def test_two_trades_in_the_same_microsecond_keep_the_order_they_come_in() -> None:
     first, second = row(0, "AAPL", "100.00", 1, "buy"), row(0, "AAPL", "101.00", 1, "sell")
     shown = seen(rows=[second, first])
-    assert shown.watchlist.loc["AAPL", "last"] == 101
+    assert shown.lines[0].last == 101
     assert trades_per_second(shown.trades) is None
 
 
@@ -133,29 +143,57 @@ def test_a_row_with_nulls_is_no_trade() -> None:
     assert len(as_trades([*ROWS, (None, "AAPL", None, 1, "buy", NOON)])) == len(ROWS)
 
 
-GOOD = Snapshot(as_trades(ROWS), read_at=0.0)
-NOTHING = Snapshot(as_trades())
+def test_a_snapshot_tells_of_whom_it_was_asked() -> None:
+    assert as_snapshot([(*ROWS[0], True, 3)]).standby
+    assert as_snapshot([(None,) * 6 + (False, 200)]).ahead == 200
+
+
+GOOD = Answer(Snapshot(as_trades(ROWS)), read_at=0.0)
+NOTHING = Answer(Snapshot())
 
 
 @pytest.mark.parametrize(
-    ("snapshot", "trade_age", "query_age", "paused", "word"),
+    ("answer", "trade_age", "query_age", "word"),
     [
-        (GOOD, 1.0, 0.5, False, LIVE),
-        (GOOD, -60.0, 0.5, False, LIVE),
-        (GOOD, 11.0, 0.5, False, STALE),
-        (GOOD, 1.0, 0.5, True, PAUSED),
-        (GOOD, 1.0, 6.5, False, DOWN),  # it hangs
-        (replace(GOOD, problem="gone"), 1.0, 0.5, False, DOWN),
-        (replace(NOTHING, read_at=0.0), None, 0.5, False, EMPTY),
-        (replace(NOTHING, problem="no table", missing=True), None, None, False, EMPTY),
-        (replace(GOOD, problem="no table", missing=True), 1.0, 2.0, False, DOWN),
-        (NOTHING, None, None, False, DOWN),
+        (GOOD, 1.0, 0.5, LIVE),
+        (GOOD, -60.0, 0.5, LIVE),
+        (GOOD, 11.0, 0.5, STALE),
+        (GOOD, 1.0, 6.5, DOWN),  # it hangs
+        (replace(GOOD, problem="gone"), 1.0, 0.5, DOWN),
+        (replace(NOTHING, read_at=0.0), None, 0.5, EMPTY),
+        (replace(NOTHING, problem=MISSING_TABLE), None, None, EMPTY),
+        (replace(GOOD, problem=MISSING_TABLE), 1.0, 2.0, DOWN),
+        (NOTHING, None, None, DOWN),
     ],
 )
 def test_the_word_for_the_state(
-    snapshot: Snapshot, trade_age: float | None, query_age: float | None, paused: bool, word: str
+    answer: Answer[Snapshot], trade_age: float | None, query_age: float | None, word: str
 ) -> None:
-    assert state(snapshot, trade_age, query_age, interval=2, paused=paused) == word
+    assert state(answer, trade_age, query_age, silent_after=6) == word
+
+
+def read_back(csv: str) -> list[tuple[str, ...]]:
+    """Read the page's CSV as its documentation says."""
+    rows = list(reader(StringIO(csv, newline="")))[1:]
+    return [tuple(re.sub(r"^'(?='*[=+\-@\t\r])", "", cell) for cell in cells) for cells in rows]
+
+
+def test_csv_has_the_tables_columns_oldest_first_to_the_cent_and_the_microsecond() -> None:
+    rows = [row(0.000001, "TSLA", "99999999.99", 7, "sell"), row(0, "AAPL", "0.10", 1, "buy")]
+    assert as_csv(as_trades(rows)).splitlines() == [
+        "trade_id,ticker,price,volume,side,timestamp",
+        "AAPL at 0,AAPL,0.10,1,buy,2026-01-31T12:00:00.000000Z",
+        "TSLA at 1e-06,TSLA,99999999.99,7,sell,2026-01-31T12:00:00.000001Z",
+    ]
+
+
+@pytest.mark.parametrize(
+    "ticker", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''=1", "'", "A,B", 'A"B', "=\n1"]
+)
+def test_no_cell_of_the_csv_is_a_formula_and_each_reads_back(ticker: str) -> None:
+    csv = as_csv(as_trades([row(0, ticker, "1.00", 1, "buy")]))
+    assert not any(cell[0] in "=+-@\t\r" for cells in reader(StringIO(csv, newline="")) for cell in cells)
+    assert read_back(csv)[0][1] == ticker
 
 
 ANY_ROW = st.tuples(
@@ -168,13 +206,17 @@ ANY_ROW = st.tuples(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(ANY_ROW, min_size=1, max_size=40))
 def test_whatever_the_trades_the_figures_agree_with_each_other(rows: list[Row]) -> None:
     shown = seen(rows=sorted(rows, key=lambda row: row[5], reverse=True))
-    assert shown.watchlist["volume"].sum() == shown.total_volume
+    assert sum(line.volume for line in shown.lines) == shown.total_volume
     assert shown.buy_share is not None
     assert 0 <= shown.buy_share <= 1
+    lowest, highest = min(min(line.prices) for line in shown.lines), max(max(line.prices) for line in shown.lines)
     assert shown.vwap is not None
-    assert shown.watchlist["low"].min() * (1 - 1e-9) <= shown.vwap <= shown.watchlist["high"].max() * (1 + 1e-9)
-    assert (shown.watchlist["low"] <= shown.watchlist["last"]).all()
-    assert isinstance(shown.trades, pd.DataFrame)
+    assert lowest * (1 - 1e-9) <= shown.vwap <= highest * (1 + 1e-9)
+    texts = [
+        (cells[0], cells[1], Decimal(cells[2]), int(cells[3]), cells[4]) for cells in read_back(as_csv(shown.trades))
+    ]
+    assert texts == [row[:5] for row in sorted(rows, key=lambda row: row[5], reverse=True)[::-1]]

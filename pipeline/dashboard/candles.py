@@ -1,56 +1,32 @@
-"""The session so far as candles, counted by the reader: the table needs no trigger, and its writers pay nothing.
+"""Candles of every ticker since trading last began, counted by the reader: the table needs no trigger.
 
-A session starts after an hour without a trade. It is read backwards along the index on timestamp in chunks of about
-40,000 trades, 20 ms each, until its start is found. From then on every turn counts the live chunk anew and one of the
-older ones on a round trip, so that trades which arrive late are found too.
+Trading begins after a pause of more than an hour. The table is read back to there once, 40,000 trades at a time; from
+then on only the newest seconds are counted, again at every turn, so a trade may arrive some seconds late. One that
+arrives later than that is in the table and on the tape, but not in a candle.
 """
 
 import time
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
-from sqlalchemy import Engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine
 
-from pipeline.dashboard.feed import problem, query
+from pipeline.dashboard.feed import query
+from pipeline.dashboard.queries import CANDLES, CHUNK, NEWEST, STRETCH
 
-CHUNK = 40_000  # trades
-SESSION_GAP = timedelta(hours=1)
-CATCH_UP = 1.0  # seconds a turn may spend on reading further back
+PAUSE = timedelta(hours=1)  # as in STRETCH
+LATE = timedelta(seconds=10)  # how late a trade may arrive and still be counted
+CATCH_UP = 1.0  # seconds a turn may spend on reading back
+FORGET_AFTER = 60.0  # seconds without a turn after which too much has happened to be counted in one go
 MAX_CANDLES = 240
-STEPS = [timedelta(seconds=s) for s in (1, 5, 15, 30, 60, 300, 900, 1800, 3600)]  # each holds the one before n times
+TRADES_PER_CANDLE = 4
+STEPS = [
+    timedelta(seconds=s) for s in (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 86_400)
+]  # each divides the next
 EPOCH, NEVER = datetime(1970, 1, 1), datetime(9999, 12, 31)
-
-# The oldest and the newest of the last 40,000 trades before a moment.
-EDGES = text(
-    f"""SELECT min(timestamp), max(timestamp) FROM
-    (SELECT timestamp FROM trades WHERE timestamp < :end ORDER BY timestamp DESC LIMIT {CHUNK}) AS chunk"""
-)
-# One index scan per candle, and two look-ups for the prices that open and close it. Grouped in one go, or with the
-# prices of each group in order, it takes twice as long: the planner then sorts all rows.
-CANDLES = text(
-    """SELECT ticker, start,
-        (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker
-         ORDER BY trade_id LIMIT 1),
-        high, low,
-        (SELECT price FROM trades AS trade WHERE trade.timestamp = last AND trade.ticker = candle.ticker
-         ORDER BY trade_id DESC LIMIT 1),
-        volume, notional, trades
-    FROM generate_series(
-        CAST(:first AS timestamp),
-        (SELECT timestamp FROM trades WHERE timestamp < :end ORDER BY timestamp DESC LIMIT 1),
-        :step
-    ) AS start CROSS JOIN LATERAL (
-        SELECT ticker, min(timestamp) AS first, max(timestamp) AS last, max(price) AS high, min(price) AS low,
-               sum(volume) AS volume, sum(price * volume) AS notional, count(*) AS trades
-        FROM trades WHERE timestamp >= greatest(start, :start) AND timestamp < least(start + :step, :end)
-        GROUP BY ticker
-    ) AS candle ORDER BY start"""
-)
 
 
 class Candle(NamedTuple):
@@ -66,149 +42,115 @@ class Candle(NamedTuple):
     trades: int
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """The candles of all trades from `start` on, before `end`."""
-
-    start: datetime
-    end: datetime
-    candles: dict[str, list[Candle]]  # by ticker, oldest first
-
-    @property
-    def times(self) -> list[datetime]:
-        """When the candles of its tickers start, each time once."""
-        return sorted({candle.start for candles in self.candles.values() for candle in candles})
-
-    @property
-    def trades(self) -> int:
-        """How many trades were counted."""
-        return sum(candle.trades for candles in self.candles.values() for candle in candles)
+Candles = dict[str, list[Candle]]  # by ticker, oldest first
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
-    """What has been counted: the chunks, oldest first, and whether they reach back to the session's start."""
+class History:
+    """What has been counted so far: all trades from `start` on, those from `edge` on anew at every turn."""
 
-    chunks: tuple[Chunk, ...] = ()
-    complete: bool = False
-    turn: int = 0
-    problem: str | None = None
+    settled: Candles = field(default_factory=dict)
+    live: Candles = field(default_factory=dict)
+    start: datetime = NEVER
+    edge: datetime = NEVER
+    complete: bool = False  # `start` is where trading began
+    counted_at: float = float("-inf")  # seconds, monotonic clock
 
     @property
     def tickers(self) -> list[str]:
         """Every ticker that traded, in alphabetical order."""
-        return sorted({ticker for chunk in self.chunks for ticker in chunk.candles})
+        return sorted(self.settled.keys() | self.live.keys())
 
 
-def read_session(engine: Engine, last: Session) -> Session:
-    """Take one turn: count the live chunk, then read further back, or count one older chunk again."""
-    try:
-        session, deadline = read_live(engine, last), time.monotonic() + CATCH_UP
-        while not session.complete and time.monotonic() < deadline:
-            session = read_back(engine, session)
-        return read_again(engine, session)
-    except SQLAlchemyError as error:
-        return replace(last, problem=problem(error))
+def read_history(engine: Engine, last: History) -> History:
+    """Take one turn: count what is new, then read further back. Raises `SQLAlchemyError`."""
+    history, deadline = read_on(engine, last), time.monotonic() + CATCH_UP
+    while history.live and not history.complete and time.monotonic() < deadline:
+        history = read_back(engine, history)
+    return history
 
 
-def read_live(engine: Engine, last: Session) -> Session:
-    """Count the newest chunk again; where it has become long, its last candle starts another."""
-    if not last.chunks:
-        return Session()
-    live = read_chunk(engine, last.chunks[-1].start, NEVER, last.chunks[-1].times[-1])
-    if not live.candles:
-        return Session()  # the table was emptied
-    session = with_chunk(replace(last, problem=None), len(last.chunks) - 1, live)
-    *older, live = session.chunks
-    if live.trades <= CHUNK or live.times[-1] <= live.start:
-        return session
-    return replace(session, chunks=(*older, *split(live, live.times[-1])))
+def read_on(engine: Engine, last: History) -> History:
+    """Count the live trades anew. Where trading paused, the trades are gone or it has been too long, start over."""
+    if time.monotonic() - last.counted_at > FORGET_AFTER:
+        ((newest,),) = query(engine, NEWEST)
+        edge = floor(newest, STEPS[0]) if newest else NEVER
+        last = History(start=edge, edge=edge)
+    live = count(engine, last.edge, NEVER, STEPS[0])
+    if last.live and (not live or latest_start(live) - latest_start(last.live) > PAUSE):
+        return read_on(engine, History())
+    if not live:
+        return History()
+    newest = latest_start(live)
+    few = sum(candle.trades for candles in live.values() for candle in candles) <= CHUNK
+    edge = max(last.edge, newest - LATE if few else newest)
+    early = {ticker: [candle for candle in candles if candle.start < edge] for ticker, candles in live.items()}
+    late = {ticker: [candle for candle in candles if candle.start >= edge] for ticker, candles in live.items()}
+    settled = join(last.settled, early, step_for(edge - last.start))
+    return replace(last, settled=settled, live=late, edge=edge, counted_at=time.monotonic())
 
 
-def read_back(engine: Engine, session: Session) -> Session:
-    """Add the chunk before the oldest one; when there is none left, the session is complete."""
-    end = session.chunks[0].start if session.chunks else NEVER
-    ((oldest, newest),) = query(engine, EDGES, {"end": end})
-    if oldest is None or (session.chunks and end - newest > SESSION_GAP):
-        return replace(session, complete=True)
-    latest = session.chunks[-1].times[-1] if session.chunks else newest
-    chunks = (Chunk(oldest, end, {}), *session.chunks)
-    return with_chunk(replace(session, chunks=chunks), 0, read_chunk(engine, oldest, end, latest))
+def read_back(engine: Engine, history: History) -> History:
+    """Add the trades before the oldest ones counted; when there are none or a pause is found, that is all."""
+    ((oldest, after_pause, trades),) = query(engine, STRETCH, {"end": history.start})
+    start = after_pause or oldest or history.start
+    step = step_for(history.edge - start)
+    settled = join(count(engine, start, history.start, step), history.settled, step)
+    return replace(history, settled=settled, start=start, complete=after_pause is not None or trades < CHUNK)
 
 
-def read_again(engine: Engine, session: Session) -> Session:
-    """Count the next one of the older chunks anew."""
-    if not session.complete or len(session.chunks) < 2:
-        return session
-    index = session.turn % (len(session.chunks) - 1)
-    old = session.chunks[index]
-    chunk = read_chunk(engine, old.start, old.end, session.chunks[-1].times[-1])
-    return replace(with_chunk(session, index, chunk), turn=session.turn + 1)
-
-
-def read_chunk(engine: Engine, start: datetime, end: datetime, latest: datetime) -> Chunk:
-    """Count a stretch of time, in candles no finer than a session from then to the latest trade is shown in."""
-    step = step_for(latest - start)
-    values = {"first": floor(start, step), "start": start, "end": end, "step": step}
-    candles: dict[str, list[Candle]] = defaultdict(list)
-    for ticker, moment, opened, high, low, closed, volume, notional, trades in query(engine, CANDLES, values):
+def count(engine: Engine, start: datetime, end: datetime, step: timedelta) -> Candles:
+    """Count the trades from `start` on and before `end`."""
+    counted: Candles = {}
+    for ticker, moment, opened, high, low, closed, *sums in query(
+        engine, CANDLES, {"start": start, "end": end, "step": step}
+    ):
+        volume, notional, trades = sums
         prices = float(opened), float(high), float(low), float(closed)
-        candles[ticker].append(Candle(moment, *prices, int(volume), float(notional), trades))
-    return Chunk(start, end, dict(candles))
+        counted.setdefault(ticker, []).append(Candle(moment, *prices, int(volume), float(notional), trades))
+    return counted
 
 
-def with_chunk(session: Session, index: int, chunk: Chunk) -> Session:
-    """Put a chunk in its place. Where it has a gap that ends a session, what is older goes."""
-    starts = [after for before, after in pairwise(chunk.times) if after - before > SESSION_GAP]
-    if starts:
-        chunks = (split(chunk, starts[-1])[1], *session.chunks[index + 1 :])
-        return replace(session, chunks=chunks, complete=True)
-    return replace(session, chunks=(*session.chunks[:index], chunk, *session.chunks[index + 1 :]))
+def latest_start(candles: Candles) -> datetime:
+    """Return when the newest candle of any ticker starts."""
+    return max(own[-1].start for own in candles.values() if own)
 
 
-def split(chunk: Chunk, edge: datetime) -> tuple[Chunk, Chunk]:
-    """Return a chunk as two, the later of which starts with the candle at the edge."""
-    early: dict[str, list[Candle]] = {}
-    late: dict[str, list[Candle]] = {}
-    for ticker, candles in chunk.candles.items():
-        for candle in candles:
-            (late if candle.start >= edge else early).setdefault(ticker, []).append(candle)
-    return Chunk(chunk.start, edge, early), Chunk(edge, chunk.end, late)
+def join(older: Candles, newer: Candles, step: timedelta) -> Candles:
+    """Return both together, in candles of that step."""
+    tickers = older.keys() | newer.keys()
+    return {ticker: merged([*older.get(ticker, ()), *newer.get(ticker, ())], step) for ticker in tickers}
+
+
+def merged(candles: Sequence[Candle], step: timedelta) -> list[Candle]:
+    """Return candles, oldest first, as fewer of a coarser step."""
+    coarse: list[Candle] = []
+    for candle in candles:
+        start = floor(candle.start, step)
+        if coarse and coarse[-1].start == start:
+            first = coarse[-1]
+            high, low = max(first.high, candle.high), min(first.low, candle.low)
+            volume, notional = first.volume + candle.volume, first.notional + candle.notional
+            trades = first.trades + candle.trades
+            coarse[-1] = Candle(start, first.open, high, low, candle.close, volume, notional, trades)
+        else:
+            coarse.append(candle._replace(start=start))
+    return coarse
 
 
 @lru_cache(maxsize=32)  # viewers who look at the same ticker share the work
-def candles_of(session: Session, ticker: str) -> tuple[timedelta, list[Candle]]:
-    """Return the session's candles of one ticker, oldest first, and the step that makes them at most about 240."""
-    fine = [candle for chunk in session.chunks for candle in chunk.candles.get(ticker, ())]
+def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
+    """Return the candles of one ticker, oldest first, and their step: at most 240, of four trades on average."""
+    fine = [*history.settled.get(ticker, ()), *history.live.get(ticker, ())]
     if not fine:
         return STEPS[0], []
-    step = step_for(fine[-1].start - fine[0].start)
-    merged: list[Candle] = []
-    for candle in fine:
-        start = floor(candle.start, step)
-        if merged and merged[-1].start == start:
-            merged[-1] = merge(merged[-1], candle)
-        else:
-            merged.append(candle._replace(start=start))
-    return step, merged
-
-
-def merge(first: Candle, second: Candle) -> Candle:
-    """Return two candles as one, in which the first opens and the second closes."""
-    return Candle(
-        first.start,
-        first.open,
-        max(first.high, second.high),
-        min(first.low, second.low),
-        second.close,
-        first.volume + second.volume,
-        first.notional + second.notional,
-        first.trades + second.trades,
-    )
+    span, trades = fine[-1].start - fine[0].start, sum(candle.trades for candle in fine)
+    step = step_for(max(span, span * MAX_CANDLES * TRADES_PER_CANDLE / trades))
+    return step, merged(fine, step)
 
 
 def step_for(span: timedelta) -> timedelta:
-    """Return the finest step that shows a span in at most 240 candles; an hour, if none does."""
+    """Return the finest step that shows a span in at most 240 candles; a day, if none does."""
     return next((step for step in STEPS if span <= step * MAX_CANDLES), STEPS[-1])
 
 

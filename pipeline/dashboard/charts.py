@@ -1,36 +1,39 @@
-"""The charts as plain Plotly figures, and the component that brings them up to date in place.
+"""The charts as Plotly figures without their looks, which web/chart.js adds in the browser.
 
-`st.plotly_chart` makes a new chart whenever the data change, and with it go zoom, legend choices and hover.
+`st.plotly_chart` makes a new chart whenever the data change, and with it go zoom, legend choices and hover; here one
+component brings a chart up to date in place.
 """
 
-import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from functools import lru_cache
 from importlib.resources import files
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 from zlib import crc32
 
 from streamlit.components import v1, v2
 
 from pipeline.dashboard.candles import Candle
-from pipeline.dashboard.snapshot import Figures
+from pipeline.dashboard.snapshot import Figures, Line
+from pipeline.dashboard.wording import amount, duration, encoded, for_plotly, signed
 
 Figure = dict[str, Any]  # what Plotly.js takes: {"data": [...], "layout": {...}}
 
 WEB = Path(__file__).parent / "web"
-TEXT, FAINT, GRID = "#D6DEE8", "#93A1B2", "#1B2530"
-BUY, SELL = "#2DD4BF", "#FB923C"
-BUY_DARK, SELL_DARK = "#0F766E", "#9A3412"  # the same behind white letters
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; black would not show, so it is white.
 COLOURS = {
     "AAPL": "#56B4E9", "MSFT": "#E69F00", "GOOGL": "#009E73", "AMZN": "#F0E442",
     "TSLA": "#D55E00", "META": "#CC79A7", "NVDA": "#FFFFFF",
 }  # fmt: skip
-HATCHING = {"fillmode": "overlay", "fgcolor": "#0B0F14", "size": 5, "solidity": 0.25}
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
+MOST_LINES, MOST_BARS = 7, 30  # that one chart shows legibly; more lines are the viewer's choice
+SHORTEST_WINDOW, SHORTEST_PAUSE = timedelta(seconds=30), timedelta(minutes=1)
 
-# Serves Plotly's own folder: nothing is copied, and nothing comes from another host.
+# Serves Plotly's own folder: nothing is copied, and nothing comes from another host. This module's name is in its
+# address, and so in web/chart.js.
 v1.declare_component("plotly", path=str(files("plotly") / "package_data"))
 _live_chart = v2.component(
     "live_chart",
@@ -40,126 +43,118 @@ _live_chart = v2.component(
 )
 
 
-def live_chart(key: str, figure: bytes, height: int) -> None:
-    """Show a figure from `encode`, or bring the one already shown under this key up to date. Height in pixels."""
-    _live_chart(key=key, data=figure, height=height)
+def live_chart(key: str, data: bytes, height: int) -> None:
+    """Show a figure, or bring the one already shown under this key up to date. Height in pixels."""
+    _live_chart(key=key, data=data, height=height)
 
 
-def encode(figure: Figure, height: int, summary: str) -> bytes:
-    """Return what the browser draws: the figure, and in `summary` the same in words for those who cannot see it."""
-    figure["layout"] |= {"height": height}
-    if not figure["data"]:
-        nothing = {"text": "no trades here", "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
-        hidden = {axis: {"visible": False} for axis in ("xaxis", "yaxis", "yaxis2")}
-        figure["layout"] |= hidden | {"annotations": [nothing]}
-    return json.dumps({"figure": figure, "summary": summary}, separators=(",", ":")).encode()
+def figure(data: list[Figure], layout: Figure, summary: str) -> bytes:
+    """Return what the browser draws, and in `summary` the same in words for those who cannot see it."""
+    return encoded({"data": data, "layout": layout, "summary": summary})
 
 
 @lru_cache(maxsize=64)
-def price_chart(seen: Figures, indexed: bool, height: int) -> bytes:
-    """Price over time, a stepped line per ticker: a price holds until the next trade. Indexed: first trade = 100."""
-    lines = []
-    for ticker, own in seen.trades[::-1].groupby("ticker", sort=True):
-        price = own["price"] / own["price"].iloc[0] * 100 if indexed else own["price"]
-        colour, symbol = mark(str(ticker))
-        lines.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plain(str(ticker)),
-                "uid": str(ticker),  # a legend choice stays with its ticker when another one appears
-                "x": own["timestamp"].astype(str).tolist(),
-                "y": price.round(4).tolist(),
-                "line": {"shape": "hv", "color": colour, "width": 1.5},
-                "marker": {"symbol": symbol, "size": 5, "color": colour},
-                "hovertemplate": "%{y:,.2f}",
-            }
-        )
-    figure = {"data": lines, "layout": layout("indexed" if indexed else "price", yaxis={"tickformat": ",.2f"})}
-    rows = seen.watchlist.itertuples()
-    said = "; ".join(f"{row.Index} last {row.last:,.2f}, {row.change_percent:+.2f} %" for row in rows)
-    return encode(figure, height, f"Price trend: {said or 'no trades'}.")
+def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
+    """Prices, or their change since the window's first trade in per cent; each line ends in its last price.
+
+    It shows the most active tickers, unless it is asked for every one.
+    """
+    shown = sorted(seen.lines, key=lambda line: -line.volume)[: None if every_ticker else MOST_LINES]
+    times = seen.trades["timestamp"].tolist()[::-1]
+    lines = [price_line(line, scale, str(times[-1])) for line in sorted(shown)]
+    layout: Figure = {"uirevision": scale, "yaxis": {"tickformat": ",.2f"}} | time_axis(times)
+    if scale == "change":
+        layout["yaxis"]["ticksuffix"] = "%"
+    if len(shown) < len(seen.lines):
+        layout["title"] = {"text": f"the {MOST_LINES} most active of {len(seen.lines)} tickers"}
+    said = "; ".join(f"{line.ticker} last {amount(line.last)}, {signed(line.changes[-1], '%')}" for line in seen.lines)
+    return figure(lines, layout, f"Price trend: {said or 'no trades'}.")
+
+
+def price_line(line: Line, scale: str, until: str) -> Figure:
+    """Return one ticker's line, stepped: a price holds until the next trade, and the last one until now."""
+    values = line.changes if scale == "change" else line.prices
+    told = [f"{amount(price)} {signed(change, '%')}" for price, change in zip(line.prices, line.changes, strict=True)]
+    colour, symbol = mark(line.ticker)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": for_plotly(line.ticker),
+        "x": [*line.times, until],
+        "y": [*values, values[-1]],
+        "customdata": [*told, told[-1]],
+        "line": {"shape": "hv", "color": colour, "width": 1.5},
+        "marker": {"symbol": symbol, "size": [5] * len(values) + [0], "color": colour, "line": {"width": 0}},
+        "hovertemplate": "%{customdata}",
+    }
+
+
+def time_axis(times: Sequence[datetime]) -> Figure:
+    """Return the layout of an axis for moments, oldest first: at least 30 s of it, and long pauses cut out."""
+    if not times:
+        return {}
+    pauses, active = long_pauses(times)
+    edge = active / 50  # of a pause that is still seen before and after the cut
+    cuts = [(str(before + edge), str(after - edge)) for before, after in pauses]
+    said = [f"no trades for {duration((after - before).total_seconds())}" for before, after in pauses]
+    return {
+        "xaxis": {
+            "type": "date",
+            "autorangeoptions": {"include": str(times[0] + SHORTEST_WINDOW)},
+            "rangebreaks": [{"bounds": cut} for cut in cuts],
+        },
+        "shapes": [{"type": "line", "x0": cut, "x1": cut, "yref": "paper", "y0": 0, "y1": 1} for cut, _ in cuts],
+        "annotations": [
+            {"text": text, "x": cut, "yref": "paper", "y": 0} for text, (cut, _) in zip(said, cuts, strict=True)
+        ],
+    }
+
+
+def long_pauses(times: Sequence[datetime]) -> tuple[list[tuple[datetime, datetime]], timedelta]:
+    """Return the pauses beside which the trades would hardly be seen, and how long the rest is."""
+    gaps = sorted(pairwise(times), key=lambda gap: gap[0] - gap[1])  # longest first
+    usual = median_high([after - before for before, after in gaps] or [timedelta(0)])
+    found, active = [], times[-1] - times[0]
+    for before, after in gaps:
+        rest = active - (after - before)
+        if after - before < max(SHORTEST_PAUSE, 10 * usual, rest / 3):
+            break
+        found.append((before, after))
+        active = rest
+    return found, active
 
 
 @lru_cache(maxsize=64)
-def volume_chart(seen: Figures, height: int) -> bytes:
-    """Volume by ticker, most active first; sold on top of bought, told apart by colour and by hatching."""
-    table = seen.watchlist.sort_values("volume", ascending=False, kind="stable")
-    bought = seen.trades[seen.trades["side"] == "buy"].groupby("ticker")["volume"].sum()
-    bought = bought.reindex(table.index, fill_value=0)
-    bars = [
-        {
-            "type": "bar",
-            "name": side,
-            "x": [plain(ticker) for ticker in table.index],
-            "y": volume.tolist(),
-            "marker": {"color": colour, "pattern": HATCHING | {"shape": shape}},
-            "hovertemplate": "%{y:,d}",
-        }
-        for side, volume, colour, shape in (("buy", bought, BUY, ""), ("sell", table["volume"] - bought, SELL, "/"))
-        if len(table)
-    ]
-    axes = {"xaxis": {"type": "category"}, "yaxis": {"tickformat": "~s"}}
-    said = "; ".join(f"{row.Index} {row.volume:,}, {row.buy_share:.0%} bought" for row in table.itertuples())
-    figure = {"data": bars, "layout": layout("volume", barmode="stack", bargap=0.35, **axes)}
-    return encode(figure, height, f"Volume by ticker: {said or 'no trades'}.")
+def volume_chart(seen: Figures) -> bytes:
+    """Volume by ticker, most active first; sold on top of bought."""
+    lines = sorted(seen.lines, key=lambda line: -line.volume)[:MOST_BARS]
+    bought, sold = [line.bought for line in lines], [line.volume - line.bought for line in lines]
+    names = [for_plotly(line.ticker) for line in lines]
+    bars = [{"type": "bar", "name": side, "x": names, "y": y} for side, y in (("buy", bought), ("sell", sold)) if lines]
+    layout = {"uirevision": "volume", "barmode": "stack", "bargap": 0.35, "xaxis": {"type": "category"}}
+    said = "; ".join(f"{line.ticker} {line.volume:,}, {line.bought / line.volume:.0%} bought" for line in lines)
+    return figure(bars, layout | {"yaxis": {"tickformat": "~s"}}, f"Volume by ticker: {said or 'no trades'}.")
 
 
 @lru_cache(maxsize=32)
-def candle_chart(ticker: str, candles: tuple[Candle, ...], height: int) -> bytes:
-    """Open, high, low and close per step, the volume under it, and the session's VWAP up to each moment."""
-    times = [str(candle.start) for candle in candles]
-    volumes = [candle.volume for candle in candles]
+def candle_chart(ticker: str, candles: tuple[Candle, ...]) -> bytes:
+    """Open, high, low and close per step, the volume under it, and the VWAP up to each moment."""
+    times, volumes = [str(candle.start) for candle in candles], [candle.volume for candle in candles]
     notionals = accumulate(candle.notional for candle in candles)
     vwap = [round(notional / volume, 4) for notional, volume in zip(notionals, accumulate(volumes), strict=True)]
-    data = [
-        {
-            "type": "candlestick",
-            "name": plain(ticker),
-            "x": times,
-            **{part: [getattr(candle, part) for candle in candles] for part in ("open", "high", "low", "close")},
-            "increasing": {"line": {"color": BUY, "width": 1}, "fillcolor": "#0B0F14"},  # hollow: not by colour alone
-            "decreasing": {"line": {"color": SELL, "width": 1}, "fillcolor": SELL},
-        },
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "VWAP",
-            "x": times,
-            "y": vwap,
-            "line": {"color": TEXT, "width": 1},
-        },
-        {"type": "bar", "name": "volume", "x": times, "y": volumes, "yaxis": "y2", "marker": {"color": "#3B4A5C"}},
+    prices = {part: [getattr(candle, part) for candle in candles] for part in ("open", "high", "low", "close")}
+    data: list[Figure] = [
+        {"type": "candlestick", "name": for_plotly(ticker), "x": times, **prices},
+        {"type": "scatter", "mode": "lines", "name": "VWAP", "x": times, "y": vwap},
+        {"type": "bar", "name": "volume", "x": times, "y": volumes, "yaxis": "y2"},
     ]
-    axes = {
-        "xaxis": {"rangeslider": {"visible": False}, "anchor": "y2"},
-        "yaxis": {"domain": [0.26, 1], "tickformat": ",.2f"},
-        "yaxis2": {"domain": [0, 0.2], "tickformat": "~s", "nticks": 3},
-    }
-    said = "no trades"
-    if candles:
-        low, high = min(candle.low for candle in candles), max(candle.high for candle in candles)
-        said = f"open {candles[0].open:,.2f}, high {high:,.2f}, low {low:,.2f}, last {candles[-1].close:,.2f}"
-    figure = {"data": data if candles else [], "layout": layout(f"session {ticker}", **axes)}
-    return encode(figure, height, f"Session of {ticker}: {said}.")
-
-
-def layout(view: str, **own: Any) -> Figure:  # noqa: ANN401 - Plotly's own words, of any shape
-    """Return the look that all charts share; as long as `view` stays the same, so does what the viewer did to it."""
-    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
-    return {
-        "uirevision": view,
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 11, "color": FAINT},
-        "margin": {"l": 8, "r": 8, "t": 26, "b": 8},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"color": TEXT}},
-        "hoverlabel": {"bgcolor": "#121922", "bordercolor": "#263241", "font": {"color": TEXT}},
-        "hovermode": "x unified",
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": TEXT},
-        **own,
-        **{name: axis | own.get(name, {}) for name in {"xaxis", "yaxis"} | {n for n in own if "axis" in n}},
-    }
+    layout = time_axis([candle.start for candle in candles]) | {"uirevision": ticker}
+    layout["xaxis"] |= {"rangeslider": {"visible": False}, "anchor": "y2"}
+    layout["yaxis"] = {"domain": [0.26, 1], "tickformat": ",.2f"}
+    layout["yaxis2"] = {"domain": [0, 0.2], "tickformat": "~s", "nticks": 3}
+    low, high = min(prices["low"]), max(prices["high"])
+    said = f"open {amount(candles[0].open)}, high {amount(high)}, low {amount(low)}, last {amount(candles[-1].close)}"
+    return figure(data, layout, f"Candles of {ticker}: {said}.")
 
 
 @lru_cache(maxsize=1024)
@@ -167,8 +162,3 @@ def mark(ticker: str) -> tuple[str, str]:
     """Return the colour and the marker of a ticker; one that a user invented gets its own by its name, for good."""
     own = [*COLOURS].index(ticker) if ticker in COLOURS else crc32(ticker.encode())
     return [*COLOURS.values()][own % 7], SYMBOLS[(own if ticker in COLOURS else own // 7) % 7]
-
-
-def plain(text: str) -> str:
-    """Return text so that Plotly, which reads some HTML, shows it as it is."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -3,53 +3,53 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import psycopg2
 from psycopg2.extensions import parse_dsn
-from sqlalchemy import Engine, TextClause, create_engine, text
+from sqlalchemy import Engine, TextClause, create_engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pipeline.dashboard.snapshot import WINDOW, Snapshot, as_trades
-from pipeline.trade import COLUMNS
+from pipeline.user_error import UsageError
 
-PATIENCE = 0.3  # seconds a tick waits for an answer; Streamlit fades what is older than half a second
-
-# The index on timestamp is read backwards: the cost is the same however large the table is. NULLs would come first.
-LATEST_TRADES = text(
-    f"SELECT {', '.join(COLUMNS)} FROM trades WHERE timestamp IS NOT NULL "
-    f"ORDER BY timestamp DESC, trade_id DESC LIMIT {WINDOW}"
-)
-
-MISSING_TABLE = "42P01"
+MISSING_TABLE = "There is no table “trades” yet: start consumer.py, which creates it, or run the files in sql/."
 PROBLEMS = {  # by SQLSTATE
-    MISSING_TABLE: "There is no table “trades” yet: start consumer.py, which creates it, or run the files in sql/.",
+    "42P01": MISSING_TABLE,
     "42703": "The table “trades” lacks a column: sql/001_trades.sql lists the six it needs.",
     "42501": "This user may not read the table: GRANT SELECT ON trades lets it.",
     "57014": "The database took more than 1.5 s: sql/002_latest_trades.sql has the index that makes it fast.",
 }
 UNREACHABLE = "The database cannot be reached: is it running, and is DATABASE_URL right?"
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
-class Feed(Generic[Answer]):
+@dataclass(frozen=True, eq=False)
+class Answer(Generic[Value]):
+    """The last good answer of the database, and what has gone wrong since."""
+
+    value: Value
+    read_at: float | None = None  # seconds, monotonic clock; None before the first good answer
+    problem: str | None = None  # one line for the viewer, when the newest attempt failed
+
+
+class Feed(Generic[Value]):
     """The one answer that all viewers share.
 
     It is renewed when a viewer asks for a younger one, in a thread of its own and never twice at a time: a database
-    that hangs costs each tick `PATIENCE`, and a dead one is tried once per interval however many look.
+    that hangs costs each tick its patience, and a dead one is tried once per interval however many look.
     """
 
-    def __init__(self, renew: Callable[[Answer], Answer], first: Answer) -> None:
-        self._renew = renew  # takes the last answer, so that a failure can keep what was good in it
-        self._answer = first
+    def __init__(self, read: Callable[[Value], Value], first: Value) -> None:
+        self._read = read  # takes the last good value and returns the next; raises `SQLAlchemyError`
+        self._answer = Answer(first)
         self._lock = threading.Lock()
         self._asked_at = float("-inf")
         self._done = threading.Event()
         self._done.set()
 
-    def latest(self, max_age: float, patience: float = PATIENCE) -> Answer:
+    def latest(self, max_age: float, patience: float) -> Answer[Value]:
         """Return an answer asked for at most `max_age` seconds ago; the last one, if that takes too long."""
         with self._lock:
             if self._done.is_set() and time.monotonic() - self._asked_at >= max_age:
@@ -61,55 +61,40 @@ class Feed(Generic[Answer]):
 
     def _ask(self) -> None:
         try:
-            self._answer = self._renew(self._answer)
+            self._answer = Answer(self._read(self._answer.value), time.monotonic())
+        except SQLAlchemyError as error:
+            self._answer = replace(self._answer, problem=problem(error))
         finally:
             self._done.set()
 
 
 def read_only_engine(database_url: str) -> Engine:
-    """Return an engine that takes any libpq URL, cannot write, and keeps the server busy for 1.5 s at most."""
+    """Return an engine that takes any libpq URL, cannot write, and keeps the server busy for 1.5 s at most.
+
+    Raises `UsageError` for a URL that libpq cannot read.
+    """
+    try:
+        options = f"{parse_dsn(database_url).get('options', '')} -c statement_timeout=1500 -c jit=off"
+    except psycopg2.ProgrammingError:  # its text quotes the URL, password and all
+        raise UsageError("DATABASE_URL is not one: give postgresql://user:password@host:port/database") from None
 
     def connect() -> psycopg2.extensions.connection:
-        own_options = parse_dsn(database_url).get("options", "")
-        return psycopg2.connect(
-            database_url,
-            connect_timeout=2,
-            tcp_user_timeout=3000,
-            application_name="dashboard",
-            options=f"{own_options} -c default_transaction_read_only=on -c statement_timeout=1500 -c jit=off",
-        )
+        own: dict[str, Any] = {"connect_timeout": 2, "tcp_user_timeout": 3000, "application_name": "dashboard"}
+        connection: psycopg2.extensions.connection = psycopg2.connect(database_url, options=options, **own)
+        # Not among the options: a URL with target_session_attrs=read-write would then find no server.
+        connection.set_session(readonly=True, autocommit=True)
+        return connection
 
-    return create_engine(
-        "postgresql+psycopg2://", creator=connect, pool_size=2, max_overflow=0, isolation_level="AUTOCOMMIT"
-    )
-
-
-def read_snapshot(engine: Engine, last: Snapshot) -> Snapshot:
-    """Ask for the newest trades; where that fails, keep the last ones and say what is wrong."""
-    try:
-        rows = query(engine, LATEST_TRADES)
-    except SQLAlchemyError as error:
-        return replace(last, problem=problem(error), missing=sqlstate(error) == MISSING_TABLE)
-    return Snapshot(as_trades(rows), time.monotonic())
+    return create_engine("postgresql+psycopg2://", creator=connect, pool_size=2, max_overflow=0, pool_pre_ping=True)
 
 
 def query(engine: Engine, statement: TextClause, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
-    """Return the rows of a statement; a connection that the server closed since its last use is opened again."""
-    try:
-        with engine.connect() as connection:
-            return connection.execute(statement, values or {}).all()
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
+    """Return the rows of a statement."""
     with engine.connect() as connection:
         return connection.execute(statement, values or {}).all()
 
 
 def problem(error: SQLAlchemyError) -> str:
     """Return one line that says what to do, and nothing of the query or the credentials."""
-    return PROBLEMS.get(sqlstate(error), UNREACHABLE)
-
-
-def sqlstate(error: SQLAlchemyError) -> str:
-    """Return PostgreSQL's five-character code of an error, or nothing where it never got that far."""
-    return (getattr(error.orig, "pgcode", None) or "") if isinstance(error, DBAPIError) else ""
+    state = (getattr(error.orig, "pgcode", None) or "") if isinstance(error, DBAPIError) else ""
+    return PROBLEMS.get(state, UNREACHABLE)

@@ -1,22 +1,22 @@
 """From the 200 newest trades to the figures on the screen. Pure: no clock, no database, no browser in here.
 
-A `Snapshot` is what the database said last, and when; a `View` is what one viewer chose to see of it.
+A `Snapshot` is what the database said; a `View` is what one viewer chose to see of it.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import count
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pipeline.dashboard.feed import MISSING_TABLE, Answer
 from pipeline.trade import COLUMNS
 
-WINDOW = 200  # trades
 STALE_AFTER = 10.0  # seconds without a new trade
 SILENT_AFTER = 3  # refresh intervals without an answer from the database
 
-NUMBERS = count()
+FORMULA = r"^('*[=+\-@\t\r])"
 
 LIVE, STALE, PAUSED, EMPTY, DOWN = "LIVE", "STALE", "PAUSED", "EMPTY", "DATABASE DOWN"
 
@@ -25,7 +25,7 @@ def as_trades(rows: Iterable[Sequence[object]] = ()) -> pd.DataFrame:
     """Make the frame that everything here works on from rows of the six columns, newest first.
 
     Prices become floats (exact to the cent below 10^13) and times naive UTC to the microsecond. A row with a NULL,
-    which only a table made by hand can hold, is no trade and left out.
+    which only a table made by hand can hold, is not a trade and left out.
     """
     frame = pd.DataFrame(list(rows), columns=list(COLUMNS)).dropna()
     texts = dict.fromkeys(("trade_id", "ticker", "side"), "str")
@@ -34,12 +34,16 @@ def as_trades(rows: Iterable[Sequence[object]] = ()) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The last good answer of the database, and what has gone wrong since."""
+    """What LATEST_TRADES returned."""
 
-    trades: pd.DataFrame  # as `as_trades` makes it
-    read_at: float | None = None  # seconds, monotonic clock; None before the first good answer
-    problem: str | None = None  # one line for the viewer, when the newest attempt failed
-    missing: bool = False  # … because there is no table yet
+    trades: pd.DataFrame = field(default_factory=as_trades)
+    standby: bool = False  # it was asked of a standby, which may be behind
+    ahead: int = 0  # trades left out because they are dated in the future; counted up to 200
+
+
+def as_snapshot(rows: Sequence[Sequence[Any]]) -> Snapshot:
+    """Make a snapshot from the rows of LATEST_TRADES."""
+    return Snapshot(as_trades(row[:-2] for row in rows), *rows[0][-2:])
 
 
 @dataclass(frozen=True)
@@ -50,71 +54,74 @@ class View:
     side: str | None = None
 
 
+class Line(NamedTuple):
+    """One ticker in the window: a row of the watchlist, a line of the price chart, a bar of the volume chart."""
+
+    ticker: str
+    times: list[str]  # oldest first
+    prices: list[float]  # beside them
+    volume: int
+    bought: int  # of the volume
+    vwap: float  # volume-weighted average price: Σ price·volume / Σ volume
+
+    @property
+    def last(self) -> float:
+        """The newest price."""
+        return self.prices[-1]
+
+    @property
+    def change(self) -> float:
+        """Of the price since the ticker's first trade in the window, in whole cents."""
+        return round(self.last - self.prices[0], 2)
+
+    @property
+    def changes(self) -> list[float]:
+        """The same for each price, in per cent."""
+        return [round(100 * (price / self.prices[0] - 1), 4) for price in self.prices]
+
+
 @dataclass(frozen=True, eq=False)
 class Figures:
     """Everything a view of a snapshot shows. Money in the trades' currency, shares as fractions of 1."""
 
     trades: pd.DataFrame
-    watchlist: pd.DataFrame  # index ticker; see `watchlist`
-    count: int
+    lines: list[Line]  # in alphabetical order, so that none of them moves while it is read
     total_volume: int
     average_price: float | None  # each trade counts the same
-    vwap: float | None  # volume-weighted average price: Σ price·volume / Σ volume
+    vwap: float | None
     buy_share: float | None  # of the volume
     most_active: str | None  # by volume
-    number: int = field(default_factory=NUMBERS.__next__)  # names these figures, and never again others
 
 
 @lru_cache(maxsize=64)  # viewers who look at the same view of a snapshot share the work
 def figures(snapshot: Snapshot, view: View) -> Figures:
     """Work out one view of a snapshot."""
-    trades = select(snapshot.trades, view)
-    table = watchlist(trades)
-    volume = int(trades["volume"].sum())
-    bought = int(trades.loc[trades["side"] == "buy", "volume"].sum())
-    return Figures(
-        trades=trades,
-        watchlist=table,
-        count=len(trades),
-        total_volume=volume,
-        average_price=float(trades["price"].mean()) if volume else None,
-        vwap=float((trades["price"] * trades["volume"]).sum() / volume) if volume else None,
-        buy_share=bought / volume if volume else None,
-        most_active=str(table["volume"].idxmax()) if volume else None,
-    )
-
-
-def select(trades: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Return the trades that belong to a view."""
+    trades = snapshot.trades
     if view.tickers:
         trades = trades[trades["ticker"].isin(view.tickers)]
-    return trades[trades["side"] == view.side] if view.side else trades
-
-
-def watchlist(trades: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per ticker, in alphabetical order so that none of them moves while it is read.
-
-    Columns: last, change and change_percent (against the ticker's first trade in the window), vwap, high, low,
-    volume, buy_share, and prices (oldest first, for a sparkline).
-    """
-    by_time = trades[::-1].assign(
-        notional=trades["price"] * trades["volume"], bought=trades["volume"].where(trades["side"] == "buy", 0)
+    if view.side:
+        trades = trades[trades["side"] == view.side]
+    lines = [line_of(str(ticker), own) for ticker, own in trades[::-1].groupby("ticker", sort=True)]
+    if not lines:
+        return Figures(trades, [], 0, None, None, None, None)
+    volume = sum(line.volume for line in lines)
+    return Figures(
+        trades=trades,
+        lines=lines,
+        total_volume=volume,
+        average_price=float(trades["price"].mean()),
+        vwap=sum(line.vwap * line.volume for line in lines) / volume,
+        buy_share=sum(line.bought for line in lines) / volume,
+        most_active=max(lines, key=lambda line: line.volume).ticker,
     )
-    groups = by_time.groupby("ticker", sort=True)
-    first, last, volume = groups["price"].first(), groups["price"].last(), groups["volume"].sum()
-    return pd.DataFrame(
-        {
-            "last": last,
-            "change": last - first,
-            "change_percent": (last / first - 1) * 100,
-            "vwap": groups["notional"].sum() / volume,
-            "high": groups["price"].max(),
-            "low": groups["price"].min(),
-            "volume": volume,
-            "buy_share": groups["bought"].sum() / volume,
-            "prices": groups["price"].agg(list),
-        }
-    )
+
+
+def line_of(ticker: str, trades: pd.DataFrame) -> Line:
+    """Sum up the trades of one ticker, oldest first."""
+    volumes, volume = trades["volume"], int(trades["volume"].sum())
+    vwap = float((trades["price"] * volumes).sum()) / volume
+    bought = int(volumes[trades["side"] == "buy"].sum())
+    return Line(ticker, trades["timestamp"].astype(str).tolist(), trades["price"].tolist(), volume, bought, vwap)
 
 
 def span_seconds(trades: pd.DataFrame) -> float:
@@ -130,15 +137,23 @@ def trades_per_second(trades: pd.DataFrame) -> float | None:
     return (len(trades) - 1) / span if span > 0 else None
 
 
-def state(snapshot: Snapshot, trade_age: float | None, query_age: float | None, interval: float, paused: bool) -> str:
-    """Return the one word that is true of the page. Ages and the refresh interval in seconds."""
-    silent = query_age is not None and query_age > SILENT_AFTER * interval
-    if paused:
-        return PAUSED
-    if snapshot.missing and snapshot.trades.empty:
+def state(answer: Answer[Snapshot], trade_age: float | None, query_age: float | None, silent_after: float) -> str:
+    """Return the one word that is true of a page that moves. Ages and the patience with silence in seconds."""
+    if answer.problem == MISSING_TABLE and answer.value.trades.empty:
         return EMPTY
-    if snapshot.problem or query_age is None or silent:
+    if answer.problem or query_age is None or query_age > silent_after:
         return DOWN
     if trade_age is None:
         return EMPTY
     return STALE if trade_age > STALE_AFTER else LIVE
+
+
+def as_csv(trades: pd.DataFrame) -> str:
+    """Return trades as CSV with the table's columns, to the cent and the microsecond, oldest first.
+
+    A text that a spreadsheet would take for a formula (=, +, - or @) gets an apostrophe in front, and so does one
+    that has apostrophes before such a sign: whoever reads the file takes one away, and has the text as it was.
+    """
+    texts = {name: trades[name].str.replace(FORMULA, r"'\1", regex=True) for name in ("trade_id", "ticker", "side")}
+    ready = trades.assign(**texts, timestamp=trades["timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+    return ready[::-1].to_csv(index=False, float_format="%.2f", lineterminator="\r\n")

@@ -7,12 +7,16 @@ export default function ({ data, parentElement }) {
   line.dataset.state = data.word;
   if (word.textContent !== data.word) word.textContent = data.word; // a screen reader speaks only on a change
   line.querySelector(".facts").textContent = data.facts;
+  const places = line.querySelectorAll(".age");
   const start = performance.now();
   const show = () => {
     const passed = data.moving ? (performance.now() - start) / 1000 : 0;
-    line.querySelector(".ages").textContent = data.ages
-      .map(({ name, age, time }) => `${name} ${data.moving && age !== null ? ago(age + passed) : time}`)
-      .join("  ·  ");
+    data.ages.forEach(({ name, age, time, old_after }, index) => {
+      const known = data.moving && age !== null;
+      const old = known && age + passed > old_after;
+      places[index].textContent = `${old ? "⚠ " : ""}${name} ${known ? ago(age + passed) : time}`;
+      places[index].classList.toggle("old", old);
+    });
   };
   clearInterval(line.counting);
   show();
@@ -21,11 +25,12 @@ export default function ({ data, parentElement }) {
 }
 
 function ago(seconds) {
-  if (seconds < -1) return `${long(-seconds)} ahead of this clock`;
-  return `${long(Math.max(0, seconds))} ago`;
+  if (seconds < -1) return `${duration(-seconds)} ahead of this clock`;
+  return `${duration(Math.max(0, seconds))} ago`;
 }
 
-function long(seconds) {
+// As `duration` in wording.py.
+function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 120) return `${Math.floor(seconds)} s`;
   if (seconds < 7200) return `${Math.floor(seconds / 60)} min`;

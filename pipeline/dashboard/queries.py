@@ -1,0 +1,55 @@
+"""Everything the page asks the database. Each query walks the index on timestamp, however large the table is.
+
+Trades dated more than a minute ahead of the database's clock are not the latest, whatever they say: they are counted
+and left out until their time has come. Years that Python cannot express are left out for good.
+"""
+
+from sqlalchemy import text
+
+from pipeline.trade import COLUMNS
+
+WINDOW = 200  # trades
+CHUNK = 40_000  # trades that one step back through the table looks at
+
+HORIZON = "CAST(now() AT TIME ZONE 'UTC' + interval '1 minute' AS timestamp)"
+BEGINNING = "timestamp '0001-01-01'"
+
+# One row per trade, newest first; a single row without a trade when there is none.
+LATEST_TRADES = text(
+    f"""SELECT {", ".join(COLUMNS)}, pg_is_in_recovery() AS standby,
+        (SELECT count(*) FROM (SELECT FROM trades WHERE timestamp > {HORIZON} LIMIT {WINDOW}) AS ahead) AS ahead
+    FROM (VALUES (1)) AS always LEFT JOIN (
+        SELECT {", ".join(COLUMNS)} FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}
+        ORDER BY timestamp DESC, trade_id DESC LIMIT {WINDOW}
+    ) AS latest ON true ORDER BY timestamp DESC, trade_id DESC"""
+)
+
+NEWEST = text(f"SELECT max(timestamp) FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}")
+
+# Of the last 40,000 trades before `end`: the oldest, where the last pause of over an hour ended, how many they are.
+STRETCH = text(
+    f"""SELECT min(timestamp), max(later) FILTER (WHERE later - timestamp > interval '1 hour'), count(*)
+    FROM (
+        SELECT timestamp, lag(timestamp, 1, CAST(:end AS timestamp)) OVER (ORDER BY timestamp DESC) AS later
+        FROM trades WHERE timestamp >= {BEGINNING} AND timestamp < :end ORDER BY timestamp DESC LIMIT {CHUNK}
+    ) AS chunk"""
+)
+
+# The trades from `start` on and before `end`, one row per ticker and step. The prices that open and close a candle
+# are looked up: to have each group in order would cost a second sort of all its trades.
+CANDLES = text(
+    f"""SELECT ticker, start,
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker
+         ORDER BY trade_id LIMIT 1) AS open,
+        high, low,
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = last AND trade.ticker = candle.ticker
+         ORDER BY trade_id DESC LIMIT 1) AS close,
+        volume, notional, trades
+    FROM (
+        SELECT ticker, date_bin(:step, timestamp, timestamp '1970-01-01') AS start,
+            min(timestamp) AS first, max(timestamp) AS last, max(price) AS high, min(price) AS low,
+            sum(volume) AS volume, sum(price * volume) AS notional, count(*) AS trades
+        FROM trades WHERE timestamp >= :start AND timestamp < least(:end, {HORIZON})
+        GROUP BY 1, 2
+    ) AS candle ORDER BY start"""
+)

@@ -1,0 +1,135 @@
+// Watchlist and tape: tables brought up to date in place. Rows keep their elements, so scrolling and sorting stay as
+// they are; cells whose text changed and rows that are new are marked for a moment.
+//
+// data: {table, label, rows}; a row is a list of values, as the columns below want them.
+
+const inWhole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+const inCents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const inSigned = new Intl.NumberFormat("en-US", { ...inCents.resolvedOptions(), signDisplay: "exceptZero" }); // no -0.00
+const signed = (value) => inSigned.format(value).replace("-", "−");
+const arrow = (change) => (change > 0 ? "▲" : change < 0 ? "▼" : "＝"); // so that it is not told by colour alone
+const direction = (row) => Math.sign(row[2]);
+
+// name, how a value is written, whether it is a number; then what gives the cell its colour, and what is drawn in it.
+const TABLES = {
+  watchlist: {
+    key: 0,
+    columns: [
+      { name: "Ticker" },
+      { name: "Last", write: (value, row) => `${arrow(row[2])} ${inCents.format(value)}`, number: true, tone: direction },
+      { name: "Chg", write: signed, number: true, tone: direction },
+      { name: "Chg %", write: signed, number: true, tone: direction },
+      { name: "VWAP", write: inCents.format, number: true },
+      { name: "High", write: inCents.format, number: true },
+      { name: "Low", write: inCents.format, number: true },
+      { name: "Volume", write: inWhole.format, number: true },
+      { name: "Buy %", write: (share) => `${inWhole.format(100 * share)}%`, number: true, bar: true },
+      { name: "Window", write: () => "", draw: sparkline, tone: direction },
+    ],
+  },
+  tape: {
+    key: 5,
+    columns: [
+      { name: "timestamp (UTC)" },
+      { name: "ticker" },
+      { name: "side", tone: (row) => ({ buy: 1, sell: -1 })[row[2]] ?? 0 },
+      { name: "price", write: inCents.format, number: true },
+      { name: "volume", write: inWhole.format, number: true },
+      { name: "trade_id" },
+    ],
+  },
+};
+const MANY = 50; // new rows at once that are too many to be news
+const NEXT_ORDER = { none: "ascending", ascending: "descending", descending: "none" };
+
+export default function ({ data, parentElement }) {
+  const { table: name, label, rows } = JSON.parse(new TextDecoder().decode(data));
+  const table = parentElement.querySelector("table");
+  table.parentElement.ariaLabel = label;
+  table.current = rows;
+  table.kind = TABLES[name];
+  if (!table.tHead.rows.length) drawHead(table);
+  drawBody(table, true);
+}
+
+function drawHead(table) {
+  const heads = table.tHead.insertRow();
+  table.kind.columns.forEach(({ name, number }, index) => {
+    const head = document.createElement("th");
+    head.scope = "col";
+    head.ariaSort = "none";
+    head.classList.toggle("number", Boolean(number));
+    const button = document.createElement("button");
+    button.textContent = name;
+    button.onclick = () => {
+      const order = NEXT_ORDER[head.ariaSort];
+      for (const other of heads.cells) other.ariaSort = "none";
+      head.ariaSort = order;
+      table.order = { none: null, ascending: { index, sign: 1 }, descending: { index, sign: -1 } }[order];
+      drawBody(table, false);
+    };
+    head.append(button);
+    heads.append(head);
+  });
+}
+
+function drawBody(table, marks) {
+  const { key, columns } = table.kind;
+  const body = table.tBodies[0];
+  const known = new Map([...body.rows].map((row) => [row.dataset.key, row]));
+  const fresh = table.current.filter((values) => !known.has(values[key])).length;
+  const news = marks && known.size > 0 && fresh <= MANY;
+  let place = body.firstChild;
+  for (const values of inOrder(table.current, table.order)) {
+    const old = known.get(values[key]);
+    known.delete(values[key]);
+    const row = old ?? document.createElement("tr");
+    row.dataset.key = values[key];
+    columns.forEach((column, index) => {
+      const cell = row.cells[index] ?? row.insertCell();
+      if (fill(cell, column, values[index], values) && old) mark(cell, "0 -2px 0");
+    });
+    if (news && !old) mark(row.firstChild, "3px 0 0");
+    if (row === place) place = place.nextSibling;
+    else body.insertBefore(row, place);
+  }
+  for (const row of known.values()) row.remove();
+}
+
+// Bring a cell up to date; tell whether its text changed.
+function fill(cell, { write, number, tone, bar, draw }, value, row) {
+  const text = write ? write(value, row) : value;
+  cell.classList.toggle("number", Boolean(number));
+  if (tone) cell.dataset.tone = tone(row);
+  if (bar) cell.style.setProperty("--bar", value);
+  if (draw) cell.replaceChildren(draw(value));
+  if (cell.textContent === text) return false;
+  cell.textContent = text;
+  return true;
+}
+
+function sparkline(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const points = values.map((value, index) => {
+    const x = values.length > 1 ? (86 * index) / (values.length - 1) + 2 : 45;
+    return `${x.toFixed(1)},${(high > low ? 18 - (16 * (value - low)) / (high - low) : 10).toFixed(1)}`;
+  });
+  const picture = document.createElement("span");
+  picture.innerHTML = `<svg width="90" height="20" aria-hidden="true"><polyline points="${points.join(" ")}"/></svg>`;
+  return picture.firstChild;
+}
+
+// A bar at an edge of the cell that goes by itself: shape, not colour, and all at once where motion is not wanted.
+function mark(cell, edge) {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  cell.animate(
+    { boxShadow: [`inset ${edge} currentColor`, `inset ${edge} transparent`] },
+    { duration: 1500, easing: calm ? "step-end" : "ease-in" },
+  );
+}
+
+function inOrder(rows, order) {
+  if (!order) return rows;
+  const compare = (one, other) => (one > other) - (one < other);
+  return [...rows].sort((one, other) => order.sign * compare(one[order.index], other[order.index]));
+}
