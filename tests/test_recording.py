@@ -14,6 +14,8 @@ import pytest
 
 import producer
 from pipeline.command import run
+from pipeline.dashboard.snapshot import as_csv as as_pages_csv
+from pipeline.dashboard.snapshot import as_trades
 from pipeline.producer import recording
 from pipeline.producer.market import SESSION
 from pipeline.producer.recording import Recording
@@ -298,8 +300,7 @@ def test_the_round_trip_is_exact(
             with database.connect() as connection, connection.cursor() as cursor, path.open("w") as file:
                 cursor.copy_expert(f"COPY ({rows}) TO STDOUT (FORMAT csv, HEADER)", file)
         else:
-            frame = pd.DataFrame(recorded, columns=list(COLUMNS)).astype({"price": float})
-            path.write_text(frame.to_csv(index=False))
+            path.write_text(as_pages_csv(as_trades(recorded[::-1])), newline="")
         database.query("TRUNCATE trades")
         for _ in range(2):  # the second time doubles nothing
             script = run_script("producer.py", "--replay", str(path), "--speed", "max")

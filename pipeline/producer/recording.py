@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import os
+import re
 import sys
 import zlib
 from bisect import bisect_right
@@ -29,6 +30,7 @@ LINES_AT_ONCE = 5000
 TRADES_AT_ONCE = 500
 OVERDUE = 1.0  # seconds' worth of late trades that are sent at once; a longer delay shifts what follows
 DAMAGES = (OSError, EOFError, zlib.error, csv.Error, ValueError, NotImplementedError)  # the last two are Parquet's
+NOT_A_FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")  # how the page's CSV keeps spreadsheets from running a text
 COMPLAINTS = 20  # how many invalid lines are reported one by one
 
 Record = bytes | Sequence[str | None]  # JSON, or the texts of COLUMNS; none if the line has too few or too many cells
@@ -144,7 +146,8 @@ class Recording:
         reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""))
         header = self._known(next(reader, []))
         cells = itemgetter(*map(header.index, COLUMNS))
-        return ((reader.line_num, cells(row) if len(row) == len(header) else ()) for row in reader if row)
+        lines = ((reader.line_num, cells(row) if len(row) == len(header) else ()) for row in reader if row)
+        return ((number, [NOT_A_FORMULA.sub("", cell) for cell in row]) for number, row in lines)
 
     def _parquet(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
         try:
