@@ -1,6 +1,12 @@
 """PostgreSQL before the first row: connect, create the table if it is missing, check that it is the right one."""
 
+import os
+import socket
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psycopg2
@@ -13,6 +19,7 @@ from pipeline.trade import COLUMNS
 from pipeline.user_error import UsageError, UserError
 
 SQL_FOLDER = Path(__file__).parent.parent / "sql"
+SECONDS_TO_ANSWER = 4  # whole ones, for libpq
 TEMPORARY_TABLE = SQL_FOLDER / "temporary" / "incoming.sql"
 
 # Waiting does not mend these: the user has to. Connections are refused without a code, so there the text decides.
@@ -28,6 +35,38 @@ def connect(database_url: str) -> Connection:
     """Connect, with time-outs that notice a server that vanished. Raises `psycopg2.Error`."""
     patience = {"connect_timeout": "5", "keepalives_idle": "10", "tcp_user_timeout": "20000"}
     return psycopg2.connect(make_dsn(**(patience | parse_dsn(database_url))))
+
+
+def answers(database_url: str, connection: Connection) -> bool:
+    """Tell whether the server at the connection's other end takes a new one, or at least refuses it in time."""
+    here = make_dsn(database_url, host=connection.info.host, port=connection.info.port, target_session_attrs="any")
+    began = time.monotonic()
+    with suppress(psycopg2.Error):
+        psycopg2.connect(here, connect_timeout=SECONDS_TO_ANSWER).close()
+    return time.monotonic() - began < SECONDS_TO_ANSWER - 1  # libpq may round its time-out down
+
+
+def cut(connection: Connection) -> None:
+    """Let whatever waits for the connection's server, in another thread, fail at once."""
+    with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as stream:
+        stream.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def watched(database_url: str, connection: Connection) -> Iterator[None]:
+    """Cut the connection once its server no longer answers: a frozen one's kernel acknowledges for ever."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SECONDS_TO_ANSWER):
+            if not answers(database_url, connection) and not over.is_set():
+                cut(connection)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def prepare_table(database_url: str) -> None:
@@ -54,15 +93,12 @@ def prepare_table(database_url: str) -> None:
 
 
 def _check_table(database_url: str) -> None:
-    connection = connect(database_url)
-    try:
+    with closing(connect(database_url)) as connection, watched(database_url, connection):
         execute_file(connection, TEMPORARY_TABLE)
         if table_problem(connection) == TABLE_MISSING:
             apply_sql(connection)
         if problem := table_problem(connection):
             raise TableError(problem)
-    finally:
-        connection.close()
 
 
 def _is_refusal(error: psycopg2.Error) -> bool:

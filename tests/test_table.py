@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
+from pipeline import postgres as hall
 from pipeline.consumer import table as consumer_table
 from pipeline.consumer.table import TradesTable
 from pipeline.postgres import SQL_FOLDER, TableError, apply_sql, connect, table_problem
@@ -282,7 +283,7 @@ def test_a_frozen_server_is_left_for_another(
     own_postgres: Postgres, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_table, "SECONDS_TO_STORE", 0.5)
-    monkeypatch.setattr(consumer_table, "SECONDS_TO_ANSWER", 2)
+    monkeypatch.setattr(hall, "SECONDS_TO_ANSWER", 2)
     hosts = ",".join(f"{server.address.host}:{server.address.port}" for server in (own_postgres, postgres))
     table = TradesTable(f"postgresql://kafka_user:kafka_password@{hosts}/kafka_db?connect_timeout=2")
     table.store(lines(1))
@@ -313,8 +314,8 @@ def test_a_locked_table_is_waited_for(table: TradesTable, database: Database, mo
         asked.append(really_answers(url, connection))
         return asked[-1]
 
-    really_answers = consumer_table._answers
-    monkeypatch.setattr(consumer_table, "_answers", answers)
+    really_answers = hall.answers
+    monkeypatch.setattr(consumer_table, "answers", answers)
     with ThreadPoolExecutor(1) as writer:
         with closing(database.connect()) as connection:
             connection.cursor().execute("LOCK TABLE trades IN ACCESS EXCLUSIVE MODE")

@@ -1,11 +1,8 @@
 """The table `trades`: store a batch of trades, each exactly once."""
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -13,13 +10,11 @@ import psycopg2
 from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
-from psycopg2.extensions import make_dsn
 
-from pipeline.postgres import TEMPORARY_TABLE, TableError, connect, execute_file, table_problem
+from pipeline.postgres import TEMPORARY_TABLE, TableError, answers, connect, cut, execute_file, table_problem
 from pipeline.trade import COLUMNS
 
 SECONDS_TO_STORE = 3.0  # after which the server is asked whether it is still there
-SECONDS_TO_ANSWER = 4  # whole ones, for libpq
 
 _COLUMNS = ", ".join(COLUMNS)
 _OTHER_KEYS = """
@@ -152,11 +147,10 @@ class TradesTable:
             began, connection = self._began, self._connection
             if began is None or connection is None or time.monotonic() - began < SECONDS_TO_STORE:
                 continue
-            if _answers(self._url, connection):
+            if answers(self._url, connection):
                 time.sleep(SECONDS_TO_STORE)
             elif began == self._began:
-                with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as stream:
-                    stream.shutdown(socket.SHUT_RDWR)
+                cut(connection)
 
 
 def _copy(cursor: Cursor, table: str, lines: bytes) -> int:
@@ -176,12 +170,3 @@ def _blames_a_row(error: psycopg2.Error) -> bool:
         return False
     no_partition = isinstance(error, errors.CheckViolation) and error.diag.table_name and not error.diag.constraint_name
     return not no_partition
-
-
-def _answers(database_url: str, connection: Connection) -> bool:
-    """Tell whether the server at the connection's other end takes a new one, or at least refuses it in time."""
-    here = make_dsn(database_url, host=connection.info.host, port=connection.info.port, target_session_attrs="any")
-    began = time.monotonic()
-    with suppress(psycopg2.Error):
-        psycopg2.connect(here, connect_timeout=SECONDS_TO_ANSWER).close()
-    return time.monotonic() - began < SECONDS_TO_ANSWER - 1  # libpq may round its time-out down

@@ -21,7 +21,7 @@ from psycopg2.extensions import connection as Connection
 
 from pipeline.command import first_line, parser, run, stop_requested, wait_for_stop
 from pipeline.outage import Outage
-from pipeline.postgres import connect, prepare_table
+from pipeline.postgres import connect, prepare_table, watched
 from pipeline.settings import Settings
 from pipeline.user_error import UsageError, UserError
 
@@ -60,7 +60,7 @@ def prune(connection: Connection, retention: timedelta) -> Iterator[int]:
 def prune_gently(database_url: str, retention: timedelta) -> int:
     """Make one pass that leaves the database at least half of the time to others; return how many trades went."""
     total = 0
-    with closing(connect(database_url)) as connection:
+    with closing(connect(database_url)) as connection, watched(database_url, connection):
         with connection, connection.cursor() as cursor:
             cursor.execute(CONNECTION_SETTINGS)
         began = time.monotonic()
