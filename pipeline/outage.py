@@ -26,7 +26,7 @@ class Outage:
         now = time.monotonic()
         if self._began is None:
             self._began = now
-            log.warning("⚠️  %s: %s. Nothing is lost; waiting until it is mended ...", self._service, reason)
+            log.warning("⚠️  %s: %s. No data lost; retrying ...", self._service, reason)
         elif now - self._last_said < SECONDS_BETWEEN_REMINDERS:
             return
         else:

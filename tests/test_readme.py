@@ -356,7 +356,7 @@ def test_the_readme_is_a_shop_window() -> None:
 
 def tree() -> Iterator[str]:
     """Every path of the README's tree."""
-    [block] = re.findall(r"^```text\n(.*?)^```", README.split("## How a trade flows")[1], re.MULTILINE | re.DOTALL)
+    block = re.findall(r"^```text\n(.*?)^```", README.split("## How a trade flows")[1], re.MULTILINE | re.DOTALL)[0]
     folder = ""
     for line in block.splitlines():
         names = re.split(r" {2,}", line.strip())[0]
