@@ -56,7 +56,7 @@ WRITES_IN_FLIGHT = 2  # one being stored, one waiting, so that PostgreSQL never 
 SECONDS_UNNOTICED = 0.05  # that a stop or a rebalance may wait
 SECONDS_BEFORE_PAUSE = 1.0  # that the writer may be busy before fetching pauses
 SECONDS_TO_HAND_OVER = 5.0  # that a rebalance waits for the batches in flight
-SECONDS_TO_STOP = 6.0  # that a stop waits for them
+SECONDS_TO_STOP = 3.0  # that a stop waits for them; leaving a group whose broker is away takes up to six more
 SECONDS_BETWEEN_ATTEMPTS = 0.1, 5.0  # first, longest
 
 KAFKA_DEFAULTS: dict[str, Any] = {
