@@ -14,7 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import itemgetter
 from time import monotonic
 from typing import cast
@@ -48,6 +48,7 @@ class Recording:
         self._strict = strict
         self._error: UsageError | None = None  # raised when the trades before it are sent
         self._rows = 0  # of a Parquet file
+        self._paced = True  # at full speed nobody asks when a trade happened
         try:
             self._file = open(path, "rb")  # noqa: SIM115  # until the process ends
             self._size = os.fstat(self._file.fileno()).st_size
@@ -60,6 +61,7 @@ class Recording:
 
         The first `skip` are left out, `count` are sent. Where the times go back there is no gap.
         """
+        self._paced = speed < float("inf")
         began, due, before, share_before = monotonic(), 0.0, float("inf"), 0.0
         for trades, share in self._batches():
             skip, trades = max(0, skip - len(trades)), trades[skip : skip + count]
@@ -113,7 +115,10 @@ class Recording:
                 self._leave_out(records[0][0], reason)
             middle = len(records) // 2
             return self._valid(records[:middle]) + self._valid(records[middle:]) if middle else []
-        return [(_seconds(trade), trade.ticker, json.decode()) for trade, json in zip(trades, messages, strict=True)]
+        moments = map(_seconds, trades) if self._paced else repeat(0.0, len(trades))
+        return [
+            (moment, trade.ticker, json.decode()) for moment, trade, json in zip(moments, trades, messages, strict=True)
+        ]
 
     def _leave_out(self, line: int, reason: ValueError) -> None:
         if self._strict:
@@ -147,7 +152,7 @@ class Recording:
         header = self._known(next(reader, []))
         cells = itemgetter(*map(header.index, COLUMNS))
         lines = ((reader.line_num, cells(row) if len(row) == len(header) else ()) for row in reader if row)
-        return ((number, [NOT_A_FORMULA.sub("", cell) for cell in row]) for number, row in lines)
+        return ((number, _unguarded(row)) for number, row in lines)
 
     def _parquet(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
         try:
@@ -165,6 +170,11 @@ class Recording:
         if missing := [name for name in COLUMNS if name not in columns]:
             raise UsageError(f"{self.path}: there is no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
         return columns
+
+
+def _unguarded(row: Sequence[str]) -> Sequence[str]:
+    """Return the cells as they were before they were kept from being formulas, which few ever are."""
+    return [NOT_A_FORMULA.sub("", cell) for cell in row] if "'" in "".join(row) else row
 
 
 def _trade(record: Record) -> Trade:
