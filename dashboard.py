@@ -76,7 +76,7 @@ def feeds() -> tuple[Feed[Snapshot], Feed[History]]:
 
 def draw_header() -> tuple[int, bool]:
     """Draw the title and the controls, which also live in the address bar; return the interval and the pause."""
-    title, side, scale, every, pause, save = st.columns([6, 1.5, 1.8, 1, 0.9, 0.9], vertical_alignment="center")
+    title, side, scale, every, pause, save = st.columns([5, 1.8, 1.8, 1, 1, 0.9], vertical_alignment="center")
     title.title("Live trades", anchor=False)
     control = partial(st.segmented_control, required=True, bind="query-params", label_visibility="collapsed")
     with side:
@@ -149,7 +149,7 @@ def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
         _table(key="watchlist", data=watchlist(shown))
     with place["tape"]:
         _table(key="tape", data=tape(shown))
-    draw_candles(place, counted)
+    draw_candles(place, counted, shown.most_active)
 
 
 def current(interval: int, paused: bool) -> tuple[Answer[Snapshot], Answer[History]]:
@@ -278,8 +278,8 @@ def tape(shown: Figures) -> bytes:
     return encoded({"table": "tape", "label": "Most recent trades, newest first", "rows": rows.to_numpy().tolist()})
 
 
-def draw_candles(place: dict[str, Place], counted: Answer[History]) -> None:
-    """Draw the candles of one ticker since trading began."""
+def draw_candles(place: dict[str, Place], counted: Answer[History], most_active: str | None) -> None:
+    """Draw the candles of one ticker since trading began: until the viewer chooses another, the most active."""
     history = counted.value
     if not history.tickers:
         place["candles title"].header("Candles", anchor=False)
@@ -288,7 +288,8 @@ def draw_candles(place: dict[str, Place], counted: Answer[History]) -> None:
         return
     with place["candles ticker"]:
         options: dict[str, Any] = {"key": "candles", "bind": "query-params", "label_visibility": "collapsed"}
-        ticker = st.selectbox("Ticker of the candles", history.tickers, **options)
+        first = history.tickers.index(most_active) if most_active in history.tickers else 0
+        ticker = st.selectbox("Ticker of the candles", history.tickers, first, **options)
     step, candles = candles_of(history, ticker)
     reach = "since" if history.complete else "still reading back, so far to"
     title = (

@@ -118,6 +118,9 @@ def test_of_many_tickers_the_most_active_are_drawn_and_the_rest_by_choice(
     page = open_page()
     assert [line["name"] for line in chart(page, "Price trend")["data"]] == [f"T{n}" for n in range(23, 30)]
     assert chart(page, "Price trend")["layout"]["title"]["text"] == "the 7 most active of 30 tickers"
+    insert(database, [("up", "T03", 10.5, 1, "buy", utc_now()), ("down", "T04", 9.25, 1, "buy", utc_now())])
+    expected = "moved most: <b>T04 −7.50%</b>  ·  the 7 most active of 30 tickers"
+    eventually(lambda: chart(page.run(), "Price trend")["layout"]["title"]["text"] == expected)
     assert len(table(page, "watchlist")) == 30
     page.multiselect(key="tickers").set_value([f"T{n:02}" for n in range(20)]).run()
     assert len(chart(page, "Price trend")["data"]) == 20
@@ -263,6 +266,12 @@ def test_pausing_holds_the_trades(open_page: OpenPage, database: Database) -> No
     page.segmented_control(key="side").set_value("buy").run()
     page.segmented_control(key="side").set_value("all").run()
     assert (status(page)["word"], metrics(page)["Trades (last 200)"]) == ("PAUSED", "5 of 200")
+
+
+def test_the_candles_are_at_first_those_of_the_most_active_ticker(open_page: OpenPage, database: Database) -> None:
+    insert(database, [(str(n), f"T{n}", 10.0, 1 + n % 3, "buy", utc_now()) for n in range(5)])
+    page = open_page()
+    eventually(lambda: any("Candles · T2" in heading.value for heading in page.run().header))
 
 
 def test_candles_since_trading_began(open_page: OpenPage, database: Database) -> None:

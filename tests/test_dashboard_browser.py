@@ -207,7 +207,7 @@ def test_figures_are_written_as_people_write_them(open_page: Callable[..., Page]
     site.postgres.database.query("TRUNCATE trades")
     site.store(*apple, *tesla)
     rows = open_page().locator(f"{WATCHLIST} tbody tr")
-    told = ["AAPL", "＝ 50.00", "0.00", "0.00", "50.00", "50.00", "50.00", "1,501", "100%", ""]
+    told = ["AAPL", "= 50.00", "0.00", "0.00", "50.00", "50.00", "50.00", "1,501", "100%", ""]
     expect(rows.nth(0).locator("td")).to_have_text(told)
     told = ["TSLA", "▼ 1,234.49", "−0.01", "0.00", "1,234.49", "1,234.50", "1,234.49", "4", "25%", ""]
     expect(rows.nth(1).locator("td")).to_have_text(told)

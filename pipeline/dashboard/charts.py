@@ -65,10 +65,18 @@ def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
     layout: Figure = {"uirevision": scale, "yaxis": {"tickformat": ",.2f"}} | time_axis(times)
     if scale == "change":
         layout["yaxis"]["ticksuffix"] = "%"
-    if len(shown) < len(seen.lines):
-        layout["title"] = {"text": f"the {MOST_LINES} most active of {len(seen.lines)} tickers"}
+    drawn = f"the {MOST_LINES} most active of {len(seen.lines)} tickers" if len(shown) < len(seen.lines) else ""
+    layout["title"] = {"text": "  ·  ".join(filter(None, [moved_most(seen.lines), drawn]))}
     said = "; ".join(f"{line.ticker} last {amount(line.last)}, {signed(line.changes[-1], '%')}" for line in seen.lines)
     return figure(lines, layout, f"Price trend: {said or 'no trades'}.")
+
+
+def moved_most(lines: Sequence[Line]) -> str:
+    """Return in words which of several tickers is farthest from where it began, in per cent."""
+    line = max(lines, key=lambda line: abs(line.changes[-1]), default=None)
+    if line is None or len(lines) == 1 or not round(line.changes[-1], 2):
+        return ""
+    return f"moved most: <b>{for_plotly(line.ticker)} {signed(line.changes[-1], '%')}</b>"
 
 
 def price_line(line: Line, scale: str, until: str) -> Figure:
@@ -100,6 +108,7 @@ def time_axis(times: Sequence[datetime]) -> Figure:
     return {
         "xaxis": {
             "type": "date",
+            "tickangle": 0,
             "autorangeoptions": {"include": str(times[0] + SHORTEST_WINDOW)},
             "rangebreaks": [{"bounds": cut} for cut in cuts],
         },

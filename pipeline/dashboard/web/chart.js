@@ -22,7 +22,7 @@ const LAYOUT = {
   hovermode: "x unified",
   modebar: { bgcolor: "rgba(0,0,0,0)", color: FAINT, activecolor: TEXT },
 };
-const TITLE = { font: { size: 11 }, x: 0, xref: "paper", y: 1, yref: "paper", yanchor: "bottom", pad: { b: 6 } };
+const TITLE = { font: { size: 12, color: TEXT }, x: 0, xref: "paper", y: 1, yref: "paper", yanchor: "bottom", pad: { b: 6 } };
 const CUT = { line: { color: FAINT, width: 1, dash: "dot" } }; // where a long pause was left out
 const CUT_LABEL = { showarrow: false, yanchor: "bottom", bgcolor: GROUND };
 
@@ -47,7 +47,7 @@ export default function ({ data, parentElement }) {
   const chart = frame.querySelector("div");
   frame.querySelector("figcaption").textContent = summary;
   library().then(async (Plotly) => {
-    await Plotly.react(chart, traces.map(dressTrace), dressed(layout, traces, parentElement.clientHeight), CONFIG);
+    await Plotly.react(chart, traces.map(dressTrace), dressed(layout, traces, parentElement), CONFIG);
     hoverAgain(chart);
   });
 }
@@ -80,7 +80,7 @@ function dressTrace(trace) {
   return trace.customdata ? trace : { ...trace, ...LOOKS[trace.name] };
 }
 
-function dressed(layout, traces, height) {
+function dressed(layout, traces, { clientWidth: width, clientHeight: height }) {
   const whole = { ...LAYOUT, ...layout, height };
   for (const axis of ["xaxis", "yaxis", ...(layout.yaxis2 ? ["yaxis2"] : [])]) whole[axis] = { ...AXIS, ...layout[axis] };
   if (layout.title) whole.title = { ...TITLE, ...layout.title };
@@ -89,19 +89,20 @@ function dressed(layout, traces, height) {
   if (!traces.length) {
     whole.xaxis.visible = whole.yaxis.visible = false;
     whole.annotations.push({ text: "no trades here", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 });
-  } else if (traces[0].customdata) labelEnds(whole, traces, height);
+  } else if (traces[0].customdata) labelEnds(whole, traces, width, height);
   return whole;
 }
 
-// Writes at the end of each line its ticker, last price and change, none on top of another.
-function labelEnds(layout, traces, height) {
+// Writes at the end of each line its ticker, last price and, where there is room, change, none on top of another.
+function labelEnds(layout, traces, width, height) {
   const values = traces.flatMap(({ y }) => y);
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const room = Math.max((most - least) / 20, layout.yaxis.ticksuffix ? 0.02 : most / 5000); // a price may never have moved
   const [low, high] = [least - room, most + room];
   const line = (16 * (high - low)) / (height - 60);
+  const told = (text) => (width < 500 ? text.split(" ")[0] : text);
   const labels = traces
-    .map(({ name, y, customdata, line: { color } }) => ({ y: y.at(-1), text: `<b>${name}</b> ${customdata.at(-1)}`, color }))
+    .map(({ name, y, customdata, line: { color } }) => ({ y: y.at(-1), text: `<b>${name}</b> ${told(customdata.at(-1))}`, color }))
     .sort((one, other) => one.y - other.y);
   labels.forEach((label, index) => { if (index) label.y = Math.max(label.y, labels[index - 1].y + line); });
   labels.reverse().forEach((label, index) => { label.y = Math.min(label.y, index ? labels[index - 1].y - line : high); });
@@ -109,7 +110,7 @@ function labelEnds(layout, traces, height) {
   layout.showlegend = false;
   pen.font = `bold 12px ${FONT.family}`;
   const widths = labels.map(({ text }) => pen.measureText(text.slice(3).replace("</b>", "")).width);
-  layout.margin = { ...layout.margin, t: layout.title ? 26 : 12, r: 12 + Math.max(...widths) };
+  layout.margin = { ...layout.margin, r: 12 + Math.max(...widths) };
   const place = { xref: "paper", x: 1, xanchor: "left", xshift: 4, yanchor: "middle", showarrow: false };
   layout.annotations.push(...labels.map(({ y, text, color }) => ({ ...place, y, text, font: { ...FONT, size: 12, color } })));
 }

@@ -7,7 +7,7 @@ const inWhole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const inCents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 const inSigned = new Intl.NumberFormat("en-US", { ...inCents.resolvedOptions(), signDisplay: "exceptZero" }); // no -0.00
 const signed = (value) => inSigned.format(value).replace("-", "−");
-const arrow = (change) => (change > 0 ? "▲" : change < 0 ? "▼" : "＝"); // so that it is not told by colour alone
+const arrow = (change) => (change > 0 ? "▲" : change < 0 ? "▼" : "="); // so that it is not told by colour alone
 const direction = (row) => Math.sign(row[2]);
 
 // name, how a value is written, whether it is a number; then what gives the cell its colour, and what is drawn in it.
