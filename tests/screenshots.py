@@ -1,103 +1,116 @@
-"""Takes the pictures of README.md in a real browser: the running page in each of its states, and the market.
+"""Takes the pictures of README.md and docs/dashboard.md: `make run` itself, seen in a real browser.
 
-    python -m tests.screenshots
+    python -m tests.screenshots                # about six minutes: the pictures wait for trades at one a second
 
-It starts a PostgreSQL and a dashboard of its own, and needs Chromium (apt-get install chromium).
+Twice, in a copy of the project with ports and data of its own: at the default rate, and at 50 trades/s, of which the
+animation is. To show each state, the producer and PostgreSQL are suspended. Needs Chromium (apt-get install chromium).
 """
 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
 from io import BytesIO
-from itertools import count
-from pathlib import Path
 
-import plotly.graph_objects as go
-from faker import Faker
+import psutil
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from pipeline.producer.tape import TradeProvider
-from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, chromium, dashboard, insert, trades_arriving
-from tests.services import Database, Postgres
+from tests.live_page import CHROMIUM, NO_CHROMIUM, chromium
+from tests.services import ROOT, eventually
+from tests.test_make import Run, copy_to_run
 
-FOLDER = Path(__file__).parent.parent / "images"
-HISTORY = timedelta(minutes=40)
-TRADES_PER_SECOND = 6
+FOLDER = ROOT / "images"
+DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 400, "height": 860}
+ALL_OF_IT = {"width": 1440, "height": 1260}  # the candles, too
+MOVING_SECONDS, FRAMES_PER_SECOND = 9, 5
 
 
 def main() -> None:
     """Take all of them."""
     if CHROMIUM is None:
         sys.exit(NO_CHROMIUM)
-    with Postgres() as postgres, dashboard(postgres.url) as address, chromium() as browser:
-        page = browser.new_page(viewport={"width": 1440, "height": 900}, device_scale_factor=2)
-        page.goto(f"{address}/?every=1+s")
-        take(page, "EMPTY", "empty")
-        with market_open(postgres.database):
-            page.goto(f"{address}/?every=1+s&scale=indexed")
-            expect(page.get_by_text("200", exact=True)).to_be_visible()
-            take(page, "LIVE", "dashboard")
-            page.locator(".st-key-session_chart").scroll_into_view_if_needed()
-            take(page, "LIVE", "session")
-            page.goto(f"{address}/?every=1+s&tickers=NVDA&tickers=TSLA&paused=true")
-            take(page, "PAUSED", "paused")
-            phone = browser.new_page(viewport={"width": 400, "height": 860}, device_scale_factor=2)
-            phone.goto(f"{address}/?every=1+s&scale=indexed")
-            take(phone, "LIVE", "phone")
-            phone.close()
-            page.goto(f"{address}/?every=1+s")
-            take(page, "LIVE", None)
-        take(page, "STALE", "stale")
-        postgres.stop()
-        take(page, "DATABASE DOWN", "database-down")
-        page.set_viewport_size({"width": 1440, "height": 420})
-        page.set_content(market_chart("NVDA", minutes=10, rate=50, seed=1))
-        page.add_style_tag(content="body { margin: 0 }")
-        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
-        save(page, "market")
+    with chromium() as browser:
+        with made_to_run("producer.py") as run:
+            take_states(run, browser)
+        with made_to_run("producer.py --rate 50") as run:
+            page = open_page(run, browser, "?every=1+s")
+            eventually(lambda: run.database.count() >= 1500, timeout=180)
+            take_moving(page)
+
+
+@contextmanager
+def made_to_run(producer: str) -> Iterator[Run]:
+    """Start `make run` with that producer, and hold it back until its page has been opened."""
+    with copy_to_run() as run:
+        procfile = run.folder / "Procfile"
+        procfile.write_text(procfile.read_text().replace("producer.py", producer))
+        run.start()
+        yield run
+
+
+def open_page(run: Run, browser: Browser, view: str = "", size: dict[str, int] = DESKTOP, scale: int = 1) -> Page:
+    """Open the page in a window of that size, as soon as it is there."""
+    eventually(run.page_answers, timeout=120)
+    page = browser.new_page(viewport=size, device_scale_factor=scale)  # type: ignore[arg-type]
+    page.goto(f"http://localhost:{run.ports['page']}/{view}")
+    return page
+
+
+def take_states(run: Run, browser: Browser) -> None:
+    """Take a picture of each state, from before the first trade on."""
+    eventually(lambda: suspend(run, "producer.py"))
+    page = open_page(run, browser)
+    take(page, "EMPTY", "empty")
+    suspend(run, "producer.py", over=True)
+    eventually(lambda: run.database.count() >= 60, timeout=120)
+    take(page, "LIVE", "first-minute")
+    eventually(lambda: run.database.count() >= 240, timeout=300)
+    page.set_viewport_size(ALL_OF_IT)  # type: ignore[arg-type]
+    take(page, "LIVE", "dashboard")
+    page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
+    take(open_page(run, browser, size=PHONE, scale=2), "LIVE", "phone")
+    suspend(run, "producer.py")
+    take(page, "STALE", "stale")
+    suspend(run, "producer.py", over=True)
+    take(page, "LIVE", None)
+    suspend(run, "postgres")
+    take(page, "DATABASE DOWN", "database-down")
+
+
+def suspend(run: Run, program: str, over: bool = False) -> bool:
+    """Suspend every process of a program, or let it go on; tell whether there is one."""
+    found = False
+    for process in run.processes():
+        with suppress(psutil.NoSuchProcess):  # make and honcho have children that end at once
+            if program in (process.name(), *process.cmdline()):
+                process.resume() if over else process.suspend()
+                found = True
+    return found
 
 
 def take(page: Page, state: str, name: str | None) -> None:
     """Wait until the page is in that state with everything drawn, and take the picture."""
     expect(page.locator(".status [role=status]")).to_have_text(state, timeout=60_000)
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
-    expect(page.locator(".stDataFrame >> nth=1 >> canvas").first).to_be_visible(timeout=60_000)
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(2500)  # the grids draw on a canvas, which shows nobody when it is done
+    page.wait_for_timeout(2500)  # a tick, and what it marks fades
     if name:
-        save(page, name)
+        picture = Image.open(BytesIO(page.screenshot())).quantize(256)  # a third of the size
+        picture.save(FOLDER / f"{name}.png", optimize=True)
+        print(f"images/{name}.png", flush=True)
 
 
-def save(page: Page, name: str) -> None:
-    """Write what the page shows."""
-    picture = Image.open(BytesIO(page.screenshot()))
-    picture.quantize(256).save(FOLDER / f"{name}.png", optimize=True)  # a third of the size
-    print(f"images/{name}.png")
-
-
-def market_chart(ticker: str, minutes: int, rate: int, seed: int) -> str:
-    """Return a page with the prices of one ticker in a market of `rate` trades/s, as producer.py makes them."""
-    fake = Faker()
-    fake.seed_instance(seed)
-    clock = count(time.time_ns(), 10**9 // rate)
-    fake.add_provider(TradeProvider(fake, clock.__next__))
-    trades = [trade for _ in range(60 * minutes * rate) if (trade := fake.trade()).ticker == ticker]
-    figure = go.Figure(go.Scatter(x=[trade.timestamp for trade in trades], y=[trade.price for trade in trades]))
-    figure.update_traces(line={"width": 1, "shape": "hv"})
-    figure.update_layout(template="plotly_dark", margin={"l": 50, "r": 20, "t": 20, "b": 30})
-    return str(figure.to_html())
-
-
-@contextmanager
-def market_open(database: Database) -> Iterator[None]:
-    """Let trades have come in for a while, and go on coming in."""
-    market = Market(seed=7)
-    insert(database, market.until_now(int(HISTORY.total_seconds()) * TRADES_PER_SECOND, HISTORY.total_seconds()))
-    with trades_arriving(database, market, TRADES_PER_SECOND):
-        yield
+def take_moving(page: Page) -> None:
+    """Take one picture after the other, and make an animation of them."""
+    frames, moments = [], []
+    end = time.monotonic() + MOVING_SECONDS
+    while time.monotonic() < end:
+        frames.append(Image.open(BytesIO(page.screenshot())).convert("RGB"))
+        moments.append(time.monotonic())
+        page.wait_for_timeout(1000 / FRAMES_PER_SECOND)
+    shown = [round(1000 * (later - before)) for before, later in zip(moments, [*moments[1:], end], strict=True)]
+    frames[0].save(FOLDER / "page.webp", append_images=frames[1:], save_all=True, duration=shown, loop=0, lossless=True)
+    print("images/page.webp")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -136,14 +137,23 @@ class Run:
             return False
 
 
-@pytest.fixture
-def run() -> Iterator[Run]:
+@contextmanager
+def copy_to_run() -> Iterator[Run]:
+    """Make a copy that is not started yet; whatever it started is gone in the end."""
     with tempfile.TemporaryDirectory(prefix="trades-make-", ignore_cleanup_errors=True) as folder:
         everything = Run(Path(folder))
+        try:
+            yield everything
+        finally:
+            if everything.process and everything.process.poll() is None:
+                for process in everything.processes():
+                    process.kill()
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    with copy_to_run() as everything:
         yield everything
-        if everything.process and everything.process.poll() is None:
-            for process in everything.processes():
-                process.kill()
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
