@@ -246,9 +246,9 @@ def wait_for_standby(server: Postgres, names: str) -> None:
     eventually(lambda: server.database.query("SHOW synchronous_standby_names") == [(names,)])
 
 
-def waiting_for_standby(server: Postgres) -> list[int]:
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    return [pid for (pid,) in server.database.query(waiting)]
+def waiting_for_standby(server: Postgres, statement: str = "%") -> list[int]:
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE %s"
+    return [pid for (pid,) in server.database.query(waiting, statement)]
 
 
 def test_a_repeated_batch_waits_for_the_standby_too(own_postgres: Postgres) -> None:
@@ -264,18 +264,40 @@ def test_a_repeated_batch_waits_for_the_standby_too(own_postgres: Postgres) -> N
         assert stored.result(30).repeated == 3
 
 
-def test_a_wait_for_the_standby_that_is_cancelled_is_a_failure(own_postgres: Postgres) -> None:
+class Translated(list[str]):
+    """The notices of a connection, as a server with other `lc_messages` words them."""
+
+    def append(self, notice: str) -> None:
+        super().append("WARNUNG:  Warten auf synchrone Replikation wird storniert wegen Benutzeraufforderung\n")
+
+
+def test_a_commit_whose_wait_for_the_standby_is_cancelled_waits_again_or_fails(own_postgres: Postgres) -> None:
     table = TradesTable(own_postgres.url)
     table.store(lines(1))
+    assert table._connection
+    table._connection.notices = Translated()
     wait_for_standby(own_postgres, "standby")
     batch = lines(3)
     with ThreadPoolExecutor(1) as writer:
         stored = writer.submit(table.store, batch)
-        [pid] = eventually(lambda: waiting_for_standby(own_postgres))
-        own_postgres.database.query("SELECT pg_cancel_backend(%s)", pid)
+        for statement in ("COPY%", "SELECT%"):
+            [pid] = eventually(lambda: waiting_for_standby(own_postgres, statement))  # noqa: B023
+            assert not stored.done()
+            own_postgres.database.query("SELECT pg_cancel_backend(%s)", pid)
         with pytest.raises(psycopg2.OperationalError, match="standby"):
             stored.result(30)
     wait_for_standby(own_postgres, "")
+    assert table.store(batch).repeated == 3
+
+
+def test_a_trigger_may_give_notices(table: TradesTable, database: Database) -> None:
+    database.query("""
+        CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE WARNING 'canceling wait for synchronous replication'; RETURN NEW; END $$;
+        CREATE TRIGGER tell BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION tell()
+    """)
+    batch = lines(3)
+    assert table.store(batch).inserted == 3
     assert table.store(batch).repeated == 3
 
 

@@ -22,6 +22,7 @@ _OTHER_KEYS = """
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
       AND pg_get_indexdef(indexrelid, 1, true) <> 'trade_id'
 """
+_WRITE_AHEAD = "SELECT pg_logical_emit_message(true, 'trades', '')"  # so that the commit waits for a standby
 
 
 @dataclass
@@ -58,9 +59,7 @@ class TradesTable:
         try:
             connection = self._connection or self._connect()
             stored = self._store(connection, lines)
-            connection.poll()  # for the notices, which a COPY leaves behind
-            if any("wait for synchronous replication" in notice for notice in connection.notices):
-                raise psycopg2.OperationalError("a commit no longer waited for the standby, so it may not be there")
+            self._make_certain(connection)
             return stored
         finally:
             self._began = None
@@ -105,6 +104,20 @@ class TradesTable:
         self._expect_repeats = stored.repeated > 0  # redeliveries come in runs
         return stored
 
+    def _make_certain(self, connection: Connection) -> None:
+        """Raise `psycopg2.OperationalError` unless the standby, if the commit had to wait for one, has it.
+
+        A wait that somebody cancels is a success with a warning, in the server's language; but notices can come from
+        a trigger, too. So one more commit waits: the log is replicated in order. Nothing else is said of that one.
+        """
+        connection.poll()  # for the notices, which a COPY leaves behind
+        if connection.notices:
+            del connection.notices[:]
+            with connection.cursor() as cursor:
+                cursor.execute(_WRITE_AHEAD)
+            if connection.notices:
+                raise psycopg2.OperationalError("a commit no longer waited for the standby, so it may not be there")
+
     def _merge(self, cursor: Cursor, lines: bytes) -> Stored:
         """Insert the lines whose key is new. In key order, so that two consumers cannot deadlock over the same keys."""
         count = _copy(cursor, "incoming", lines)
@@ -113,7 +126,7 @@ class TradesTable:
         )
         inserted = cursor.rowcount
         # A commit waits for a standby only if it wrote something, and the rows it repeats may not be there yet.
-        cursor.execute("SELECT pg_logical_emit_message(true, 'trades', '')")
+        cursor.execute(_WRITE_AHEAD)
         return Stored(inserted=inserted, repeated=count - inserted)
 
     def _merge_halves(self, cursor: Cursor, lines: Sequence[bytes], first: int, stored: Stored) -> None:
