@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -34,6 +35,7 @@ _REFUSALS = {
     KafkaError.INVALID_PARTITIONS,
     KafkaError.INVALID_REPLICATION_FACTOR,
 }
+_INTERRUPTIONS = {KafkaError._TRANSPORT, KafkaError._TIMED_OUT}
 _CONFIG_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
 
 CLIENT_DEFAULTS = {
@@ -96,7 +98,7 @@ def reason_of(exception: Exception) -> str:
 
 def _persist(settings: Settings, patience: float | None, action: Callable[[AdminClient], None]) -> None:
     """Do something with an answering cluster; whatever passes by itself is waited for, within the patience."""
-    reasons: list[KafkaError] = []
+    reasons: deque[KafkaError] = deque(maxlen=100)
     admin = client(AdminClient, settings.kafka | {"error_cb": reasons.append})
     began, announced = time.monotonic(), False
     while not stop_requested():
@@ -141,6 +143,8 @@ def _raise_limits(admin: AdminClient, name: str, config: Mapping[str, str]) -> N
             change = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
             admin.incremental_alter_configs([change], request_timeout=SECONDS_TO_ANSWER)[change].result()
     except KafkaException as exception:
+        if exception.args[0].code() in _INTERRUPTIONS:
+            raise
         _warn_of_limits(name, config, exception)
 
 
@@ -160,7 +164,7 @@ def _warn_of_single_copies(admin: AdminClient, name: str) -> None:
         log.warning("⚠️  The topic %s has one copy only: whatever its broker holds is lost with it.", name)
 
 
-def _why(reasons: list[KafkaError]) -> str:
+def _why(reasons: Iterable[KafkaError]) -> str:
     """Return why the brokers could not be reached, the newest reason; _ALL_BROKERS_DOWN tells nothing."""
     told = [reason.str() for reason in reasons if reason.code() != KafkaError._ALL_BROKERS_DOWN]
     return f" ({told[-1]})" if told else ""

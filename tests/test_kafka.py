@@ -1,9 +1,13 @@
 """Waiting for the broker and creating topics, against a real broker."""
 
+import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
+from pipeline import kafka
 from pipeline.kafka import ensure_topic, wait_for_brokers
 from pipeline.settings import Settings, read_settings
 from pipeline.user_error import UsageError, UserError
@@ -72,6 +76,43 @@ def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: Kafka, top
         creator.join(30)
     assert not failures
     assert topic in broker.topics()
+
+
+def die_in(step: str, broker: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the broker freeze as it is asked, so that it has the request but does not answer, and then die."""
+    really, died = getattr(kafka, step), threading.Event()
+
+    def dying(*arguments: object) -> None:
+        if not died.is_set():
+            died.set()
+            assert broker.process
+            broker.process.send_signal(signal.SIGSTOP)
+            threading.Timer(0.5, broker.kill).start()
+        really(*arguments)
+
+    monkeypatch.setattr(kafka, step, dying)
+
+
+def test_a_broker_that_dies_as_it_creates_or_changes_the_topic_is_waited_for(
+    own_broker: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(own_broker.bootstrap_servers)
+    with ThreadPoolExecutor() as thread:
+        for step, patience, limit in (("_create", 60, 10**9), ("_raise_limits", None, 2 * 10**9)):
+            die_in(step, own_broker, monkeypatch)
+            ensured = thread.submit(ensure_topic, settings, topic, patience, **{"retention.ms": str(limit)})
+            eventually(lambda: not own_broker.running)
+            assert not ensured.done()
+            own_broker.start()
+            ensured.result(60)
+            assert retention(own_broker, topic) == limit
+    assert not caplog.messages
+
+
+def retention(broker: Kafka, topic: str) -> int:
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})  # kept while it works
+    return int(admin.describe_configs([resource])[resource].result()["retention.ms"].value)
 
 
 def test_a_name_that_kafka_refuses_is_told(broker: Kafka) -> None:
