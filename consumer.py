@@ -323,7 +323,8 @@ class TradeConsumer:
     def settle(self, seconds: float) -> None:
         """Finish what is in flight, for at most that long; what cannot be finished is delivered again."""
         deadline = time.monotonic() + seconds
-        while (self.writes or self.to_commit) and time.monotonic() < deadline:
+        self.finish_writes()
+        while (self.writes or (self.to_commit and self.dead_letters.in_flight)) and time.monotonic() < deadline:
             self.wait_for_writer()
             self.finish_writes()
         self.abandon()
@@ -349,8 +350,8 @@ class TradeConsumer:
         if error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             self.broker_trouble = error.str()  # one broker's: an outage is when none works
             return
-        all_down = error.code() == KafkaError._ALL_BROKERS_DOWN
-        self.kafka_outage.report(self.broker_trouble if all_down else error.str())
+        all_down = error.code() == KafkaError._ALL_BROKERS_DOWN  # says that, but not why
+        self.kafka_outage.report((all_down and self.broker_trouble) or error.str())
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """Take the answer to a commit. The next commit or a redelivery covers a failure."""

@@ -12,7 +12,7 @@ def headers_of(message: Message) -> Headers:
     """Return a message's headers; none where a header's name is not UTF-8, which confluent-kafka cannot return."""
     try:
         return list(message.headers() or [])
-    except UnicodeDecodeError:
+    except SystemError:  # raised in place of its UnicodeDecodeError
         return []
 
 

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psutil
@@ -16,9 +20,11 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from consumer import TradeConsumer
+from consumer import Batch, TradeConsumer
+from pipeline.consumer import dead_letters
 from pipeline.consumer.starting_offsets import StartingOffsets
 from pipeline.local_stack.postgres_server import PostgresServer
+from pipeline.reasons import reasons
 from pipeline.settings import read_settings
 from pipeline.trade import Trade, encode
 from tests.conftest import RunScript
@@ -303,6 +309,56 @@ def test_fuzzed_messages_add_up(
     assert f"{len(rows):,} trades stored" in consumer.stdout
 
 
+def test_headers_whose_name_is_not_utf_8_do_no_harm(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    for value in (trade(), b"bad"):
+        produce_raw(broker, topic, value, header=b"\xff\xfe name")
+    consumer = started(run_script, "--from-beginning")
+    broker.produce(topic, [trade()])
+    eventually(lambda: database.count() == 2)
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
+    [letter] = broker.read(f"{topic}.dlq")
+    assert letter.value() == b"bad"
+    assert reasons(letter)["offset"] == "1"
+    assert consumer.stop() == 0
+
+
+def produce_raw(broker: Kafka, topic: str, value: bytes, header: bytes) -> None:
+    """Produce one message to partition 0, with a header of a name that confluent-kafka crashes on."""
+
+    def sized(data: bytes) -> bytes:
+        return (
+            bytes([length]) + data
+            if (length := 2 * len(data)) < 128
+            else bytes([length & 127 | 128, length >> 7]) + data
+        )
+
+    record = sized(b"\0\0\0" + b"\1" + sized(value) + b"\2" + sized(header) + sized(b"value"))  # no key; 1 header
+    now = time.time_ns() // 1_000_000
+    batch = struct.pack(">hiqqqhii", 0, 0, now, now, -1, -1, -1, 1) + record
+    batch = struct.pack(">ibI", -1, 2, crc32c(batch)) + batch
+    batch = struct.pack(">qi", 0, len(batch)) + batch
+    name = struct.pack(">h", len(topic)) + topic.encode()
+    request = struct.pack(">hhihhhii", 0, 3, 1, -1, -1, -1, 10_000, 1) + name  # Produce, version 3
+    request += struct.pack(">iii", 1, 0, len(batch)) + batch
+    with socket.create_connection((broker.address.host, broker.address.port)) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        answer = connection.makefile("rb")
+        answer.read(4 + 4 + 4 + 2 + len(topic) + 4 + 4)  # up to the partition's error
+        assert answer.read(2) == b"\0\0"
+
+
+def crc32c(data: bytes) -> int:
+    checksum = 0xFFFFFFFF
+    for byte in data:
+        checksum ^= byte
+        for _ in range(8):
+            checksum = checksum >> 1 ^ 0x82F63B78 * (checksum & 1)
+    return checksum ^ 0xFFFFFFFF
+
+
 def test_a_value_of_a_megabyte_is_a_dead_letter(
     broker: Kafka, database: Database, topic: str, run_script: RunScript
 ) -> None:
@@ -344,6 +400,30 @@ def test_good_trades_are_stored_while_kafka_refuses_the_dead_letters(
     assert [letter.value() for letter in broker.read(f"{topic}.dlq")] == [bad]
     assert consumer.stop() == 0
     assert consumer.stderr.count("⚠️  The dead-letter topic") == 1
+
+
+def test_a_rebalance_does_not_wait_for_a_dead_letter_that_kafka_refuses(
+    broker: Kafka, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "SECONDS_BETWEEN_ATTEMPTS", (120.0, 120.0))
+    broker.create_topic(topic)
+    broker.produce(topic, [b"bad"])
+    missing = {"KAFKA_TOPIC_METADATA_PROPAGATION_MAX_MS": "0"}  # a dead-letter topic that is, is refused at once
+    member = TradeConsumer(read_settings(environment | missing), from_beginning=True)
+    member.decode(broker.read(topic))
+    batch, member.batch = member.batch, Batch()
+    member.to_commit.append(batch)
+
+    def refused() -> bool:
+        member.dead_letters.poll(0.1)
+        return not member.dead_letters.in_flight
+
+    eventually(refused)
+    assert batch.unacknowledged == 1
+    began = time.monotonic()
+    member.settle(60)
+    assert time.monotonic() - began < 10
+    member.close()
 
 
 def test_a_flood_of_dead_letters_that_kafka_refuses_pauses_the_consumer(
@@ -474,6 +554,10 @@ def test_an_outage_is_when_no_broker_works(caplog: pytest.LogCaptureFixture) -> 
     assert not caplog.messages
     member.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     assert "one of three is away" in caplog.messages[0]
+    member.kafka_outage.end()
+    member.broker_trouble = ""  # as before the first: a connection that just ends is no error of its own
+    member.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
+    assert "127.0.0.1:1: 1/1 brokers are down." in caplog.messages[-1]
     with pytest.raises(KafkaException):
         member.on_error(KafkaError(KafkaError._FATAL))
     member.close()
@@ -525,6 +609,24 @@ def test_a_broker_that_crashes_is_waited_for(
     own_broker.start()
     own_broker.produce(topic, [trade() for _ in range(100)])
     eventually(lambda: database.count() == 200, timeout=60)
+    assert consumer.stop() == 0
+
+
+def test_a_broker_that_dies_between_the_start_and_the_first_poll_is_waited_for(
+    own_broker: Kafka, postgres: Postgres, database: Database, topic: str, run_script: RunScript
+) -> None:
+    name = urlsplit(database.url).path.lstrip("/")
+    postgres.database.query(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+    consumer = run_script("consumer.py", "--from-beginning", KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers)
+    consumer.wait_for_line("⏳ Waiting for PostgreSQL")  # with Kafka all is well so far
+    own_broker.kill()
+    postgres.database.query(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+    consumer.wait_for_line(STARTED)
+    outage = consumer.wait_for_line("⚠️  Kafka at")
+    assert re.search(r": \w.*\. No data lost", outage), "no reason is told"
+    own_broker.start()
+    own_broker.produce(topic, [trade()])
+    eventually(lambda: database.count() == 1)
     assert consumer.stop() == 0
 
 

@@ -52,6 +52,11 @@ class DeadLetters:
         """Tell whether so many dead letters wait for Kafka that no more messages should be read."""
         return len(self._outstanding) >= MAX_OUTSTANDING or self._bytes >= MAX_OUTSTANDING_BYTES
 
+    @property
+    def in_flight(self) -> bool:
+        """Tell whether Kafka has yet to answer for a dead letter."""
+        return len(self._outstanding) > len(self._refused)
+
     def publish(self, message: Message, reason: Exception, acknowledged: Callable[[], None]) -> None:
         """Send the message's key and value untouched; call `acknowledged` (from `poll`) once Kafka has it."""
         letter = _Letter(message, reason, acknowledged)
