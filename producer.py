@@ -42,14 +42,13 @@ from msgspec.structs import replace
 from pipeline.kafka import client, ensure_topic
 from pipeline.metrics import ProducerMetrics, add_option
 from pipeline.outage import Outage
-from pipeline.producer.pace import Pace, Step, Trades
+from pipeline.producer.pace import MAX, Pace, Step, Trades
 from pipeline.producer.recording import Recording
 from pipeline.producer.tape import TradeProvider
 from pipeline.settings import Settings
 from pipeline.trade import READABLE_RATE, decode, describe, encode
 from pipeline.user_error import UsageError, UserError
 
-MAX = 1e9  # trades/s, or times the recorded pace; more than any broker takes
 NOMINAL_RATE = 250_000  # trades/s at which time passes for `--rate max --seed N`
 ANY_PARTITION = -1  # of the topic: the ticker decides
 CHUNK = 500  # trades between two looks at the clock
@@ -141,7 +140,7 @@ class TradeProducer:
                     return
             self.sent += 1
 
-    def _send_later(self, ticker: str, message: str, on_delivery: Callable[..., None]) -> bool:
+    def _send_later(self, ticker: str, message: str | bytes, on_delivery: Callable[..., None]) -> bool:
         """Wait until librdkafka's queue has room [2]; tell whether it took the trade before the end."""
         while not self._ending():
             self._serve(SECONDS_UNNOTICED)
@@ -289,11 +288,11 @@ def market_steps(tape: Tape, rate: float, count: int) -> Iterator[Step]:
 def as_if_now(steps: Iterable[Step], tape: Tape) -> Iterator[Step]:
     """Give recorded trades the ids and timestamps of trades that the market makes at this moment."""
     for step in steps:
-        trades: Trades = []
-        for (_, recorded), (_, made) in zip(step.trades, tape(len(step.trades)), strict=True):
-            now = decode(made.encode())
-            trade = replace(decode(recorded.encode()), trade_id=now.trade_id, timestamp=now.timestamp)
-            trades.append((trade.ticker, encode(trade).decode()))
+        trades = []
+        for (ticker, recorded), (_, made) in zip(step.trades, tape(len(step.trades)), strict=True):
+            now = decode(made)
+            trade = replace(decode(recorded), trade_id=now.trade_id, timestamp=now.timestamp)
+            trades.append((ticker, encode(trade)))
         yield step._replace(trades=trades)
 
 

@@ -28,9 +28,9 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.command import processor, show
-from pipeline.producer.pace import Trades
+from pipeline.producer.pace import MAX, Trades
 from pipeline.settings import read_settings
-from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, MAX, TradeProducer, market_steps, open_market
+from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, TradeProducer, market_steps, open_market
 from tests.services import Kafka, Script, environment_of
 
 SECONDS_OF_PACE = 10

@@ -37,12 +37,13 @@ class InvalidTrade(ValueError):
     """A message that is not a trade; its text is the reason, fit for a dead letter's header."""
 
 
-def decode(value: bytes | None) -> Trade:
+def decode(value: bytes | str | None) -> Trade:
     """Decode one message's value. Raises `InvalidTrade` for anything that is not JSON of the event's shape."""
-    return _decode_all([value])[0]
+    return decode_all([value])[0]
 
 
-def _decode_all(values: Sequence[bytes | None]) -> list[Trade]:
+def decode_all(values: Sequence[bytes | str | None]) -> list[Trade]:
+    """Decode many values. Raises `InvalidTrade` if any of them is invalid."""
     try:
         return list(map(_decode, values))  # type: ignore[arg-type]
     except TypeError:
@@ -57,12 +58,16 @@ def describe(trade: Trade) -> str:
 
 
 def copy_lines(values: Sequence[bytes | None]) -> bytes:
-    """Return a line of `COPY trades FROM STDIN` (text format, UTF-8) for each message's value.
+    """Return `lines_of` the trades in the messages' values. Raises `InvalidTrade` as that does."""
+    return lines_of(decode_all(values))
+
+
+def lines_of(trades: Sequence[Trade]) -> bytes:
+    """Return a line of `COPY trades FROM STDIN` (text format, UTF-8) for each trade.
 
     What JSON types cannot express is checked here too, so that PostgreSQL never meets a value that it would refuse,
-    round or shift. Raises `InvalidTrade` if any of the values is invalid; give them one by one to learn which.
+    round or shift. Raises `InvalidTrade` if any of the trades is invalid; give them one by one to learn which.
     """
-    trades = _decode_all(values)
     trade_ids = _uuids([trade.trade_id for trade in trades])
     timestamps = _in_utc([trade.timestamp for trade in trades])
     lines = [

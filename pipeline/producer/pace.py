@@ -1,12 +1,14 @@
 """A steady rate: how many trades are due, and how long until the next one is."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+MAX = 1e9  # trades/s, or times the recorded pace; more than any broker takes
 CATCH_UP = 0.05  # how much faster than the rate it may always go to make up for lost time
 BURST = 0.008  # seconds' worth of trades that may go at once
 TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
 
-Trades = list[tuple[str, str]]  # ticker and JSON of one after the other
+Trades = Sequence[tuple[str, str | bytes]]  # ticker and JSON of one after the other
 
 
 class Step(NamedTuple):
