@@ -79,7 +79,6 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cluster) -> None:
     script = cluster.start_and_wait()
     assert f"export KAFKA_BOOTSTRAP_SERVERS={cluster.brokers}" in script.stdout

@@ -137,12 +137,10 @@ def test_a_wrong_table_is_named_and_the_last_good_trades_stay(
     assert bad.read_at == good.read_at
 
 
-@pytest.mark.parametrize(
-    "url",
-    [f"postgresql://someone:secret@127.0.0.1:{free_port()}/kafka_db", "dbname=kafka_db host=/nowhere password=secret"],
-)
-def test_no_database_is_one_line_without_credentials(url: str) -> None:
-    assert ask(read_only_engine(url)).problem == UNREACHABLE
+def test_no_database_is_one_line_without_credentials() -> None:
+    silent_port = f"postgresql://someone:secret@127.0.0.1:{free_port()}/kafka_db"
+    for url in (silent_port, "dbname=kafka_db host=/nowhere password=secret"):
+        assert ask(read_only_engine(url)).problem == UNREACHABLE
 
 
 def test_what_is_no_url_is_one_line_without_credentials() -> None:

@@ -32,7 +32,7 @@ def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPro
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=250,
     )
 
 

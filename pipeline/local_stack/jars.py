@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import NamedTuple
@@ -35,13 +37,20 @@ def read_lock(lock: Path) -> list[Jar]:
 
 def jars(lock: Path, title: str) -> list[Path]:
     """Return the jars of a lock file, after downloading those that are missing. Raises `UserError`."""
-    locked = read_lock(lock)
-    JARS.resolve().mkdir(parents=True, exist_ok=True)
-    with (JARS / "lock").open("w") as one_at_a_time:
-        flock(one_at_a_time, LOCK_EX)
-        if missing := [jar for jar in locked if not jar.path.exists()]:
+    wanted = read_lock(lock)
+    with only_here():
+        if missing := [jar for jar in wanted if not jar.path.exists()]:
             _download(missing, title)
-    return [jar.path for jar in locked]
+    return [jar.path for jar in wanted]
+
+
+@contextmanager
+def only_here() -> Iterator[None]:
+    """Hold the folder of the jars, in which one process at a time makes something."""
+    JARS.resolve().mkdir(parents=True, exist_ok=True)
+    with (JARS / "lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        yield
 
 
 def _download(missing: list[Jar], title: str) -> None:

