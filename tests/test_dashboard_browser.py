@@ -373,10 +373,17 @@ def test_trades_and_charts_are_saved_in_one_place(page: Page) -> None:
 
 def saved(page: Page, name: str) -> bytes:
     """Choose something from the menu, and return the file that comes."""
-    page.keyboard.press("Escape")  # a save may leave the menu open
-    page.get_by_role("button", name="Save").click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name=name).click()
+    choice = page.get_by_role("button", name=name)
+
+    def menu_is_open() -> bool:  # a save may leave it open
+        if not choice.is_visible():
+            page.get_by_role("button", name="Save").click()
+            page.wait_for_timeout(300)
+        return choice.is_visible()
+
+    eventually(menu_is_open)
+    with page.expect_download(timeout=60_000) as download:
+        choice.click()
     return download.value.path().read_bytes()
 
 

@@ -9,6 +9,7 @@ from pipeline.local_stack.postgres_server import PostgresServer
 from tests.chaos.campaign import OUTAGE, Campaign, Fault
 from tests.chaos.machines import Machine, Machines
 
+OFFSETS = "__consumer_offsets"
 REACTION = (0.2, 2.0)  # seconds until the operator, or what stands in for one, promotes the standby
 
 
@@ -29,6 +30,7 @@ class Cluster:
             Fault("broker: cut off, still hears", lambda: self.broker(self.mute, self.machines.reconnect), 2),
             Fault("broker: cut off, still speaks", self.deafen_broker, 2),
             Fault("broker: returns empty", lambda: self.broker(self.wipe, self.machines.start), 2),
+            Fault("offsets topic: forgotten with one copy, whose broker is killed", self.forget_offsets_topic),
             Fault("primary: killed", lambda: self.primary(self.machines.kill, nothing), 5),
             Fault("primary: frozen, thawed after its successor took over", lambda: self.primary(freeze, thaw), 3),
             Fault("primary: cut off", lambda: self.primary(self.machines.isolate, self.machines.reconnect), 3),
@@ -77,6 +79,17 @@ class Cluster:
         """Kill a broker, and take all its data."""
         self.machines.kill(broker)
         shutil.rmtree(broker.data)
+
+    def forget_offsets_topic(self) -> None:
+        """Leave the group's offsets with one broker, and kill it: rows have to flow, at the latest when it is back."""
+        only = self.campaign.random.choice(self.machines.brokers)
+        self.machines.move(OFFSETS, [only])
+        self.machines.kill(only)
+        self.campaign.sleep(OUTAGE)
+        self.machines.start(only)
+        self.campaign.flow.mark()
+        self.campaign.wait_for_rows("after the only broker with the offsets came back")
+        self.machines.move(OFFSETS, self.machines.brokers)
 
     # -- PostgreSQL: rows have to flow again as soon as the standby is promoted
 

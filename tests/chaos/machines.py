@@ -1,17 +1,21 @@
 """Five machines on one: three brokers, a primary and a standby, each behind lines that can be cut."""
 
+import json
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 from typing import Self
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, PartitionMetadata
 from psycopg2.extensions import make_dsn
 
 from pipeline.local_stack.cluster import KafkaCluster, PostgresPair
+from pipeline.local_stack.kafka_server import KafkaServer, java
 from pipeline.local_stack.server import Server, all_at_once
 from tests.chaos.link import Link
 from tests.services import PASSWORD, USER, eventually, free_port
@@ -114,6 +118,22 @@ class Machines:
                 part.leader >= 0 and len(part.isrs) == len(part.replicas) for part in partitions
             )
         return False
+
+    def move(self, topic: str, brokers: Sequence[KafkaServer]) -> None:
+        """Let these brokers, and no others, hold copies of a topic, as kafka-reassign-partitions does it."""
+        copies = [broker.node_id for broker in brokers]
+
+        def partitions() -> dict[int, PartitionMetadata]:
+            found: dict[int, PartitionMetadata] = self._admin.list_topics(topic, timeout=10).topics[topic].partitions
+            return found
+
+        plan = [{"topic": topic, "partition": number, "replicas": copies} for number in partitions()]
+        file = self.folder / "reassignment.json"
+        file.write_text(json.dumps({"version": 1, "partitions": plan}))
+        command = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"
+        options = ("--bootstrap-server", self.bootstrap_servers, "--reassignment-json-file", str(file), "--execute")
+        subprocess.run(java(command, *options), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        eventually(lambda: all(sorted(part.isrs) == sorted(copies) for part in partitions().values()))
 
     def isolate(self, machine: Machine, hears: bool = False, speaks: bool = False) -> None:
         """Cut a machine off from clients and from the others."""
