@@ -130,15 +130,18 @@ def test_a_window_that_fills_says_so(open_page: OpenPage, database: Database) ->
     insert(database, Market().until_now(12, seconds=12))
     page = open_page()
     assert metrics(page)["Trades (last 200)"] == "12 of 200"
-    layout = chart(page, "Price trend")["layout"]
-    first, room = (
-        datetime.fromisoformat(text)
-        for text in (
-            min(line["x"][0] for line in chart(page, "Price trend")["data"]),
-            layout["xaxis"]["autorangeoptions"]["include"],
-        )
-    )
-    assert room - first == timedelta(seconds=30)
+    assert room_of(page) == timedelta(seconds=30)
+    insert(database, Market(seed=2).until_now(200, seconds=2))
+    eventually(lambda: metrics(page.run())["Trades (last 200)"] == "200")
+    assert room_of(page) == timedelta(0)  # it is as long as its trades
+
+
+def room_of(page: AppTest) -> timedelta:
+    """Return how much time the price chart shows at least."""
+    price = chart(page, "Price trend")
+    first = datetime.fromisoformat(min(line["x"][0] for line in price["data"]))
+    included: str = price["layout"]["xaxis"]["autorangeoptions"]["include"]
+    return datetime.fromisoformat(included) - first
 
 
 def test_a_night_without_trades_is_cut_out_of_the_charts(open_page: OpenPage, database: Database) -> None:

@@ -62,7 +62,7 @@ def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
     shown = sorted(seen.lines, key=lambda line: -line.volume)[: None if every_ticker else MOST_LINES]
     times = seen.trades["timestamp"].tolist()[::-1]
     lines = [price_line(line, scale, str(times[-1])) for line in sorted(shown)]
-    layout: Figure = {"uirevision": scale, "yaxis": {"tickformat": ",.2f"}} | time_axis(times)
+    layout: Figure = {"uirevision": scale, "yaxis": {"tickformat": ",.2f"}} | time_axis(times, seen.filling)
     if scale == "change":
         layout["yaxis"]["ticksuffix"] = "%"
     drawn = f"the {MOST_LINES} most active of {len(seen.lines)} tickers" if len(shown) < len(seen.lines) else ""
@@ -97,8 +97,11 @@ def price_line(line: Line, scale: str, until: str) -> Figure:
     }
 
 
-def time_axis(times: Sequence[datetime]) -> Figure:
-    """Return the layout of an axis for moments, oldest first: at least 30 s of it, and long pauses cut out."""
+def time_axis(times: Sequence[datetime], filling: bool) -> Figure:
+    """Return the layout of an axis for moments, oldest first, with long pauses cut out.
+
+    While more is to come it is at least 30 s long, so that the first trades do not fill it.
+    """
     if not times:
         return {}
     pauses, active = long_pauses(times)
@@ -109,7 +112,7 @@ def time_axis(times: Sequence[datetime]) -> Figure:
         "xaxis": {
             "type": "date",
             "tickangle": 0,
-            "autorangeoptions": {"include": str(times[0] + SHORTEST_WINDOW)},
+            "autorangeoptions": {"include": str(times[0] + (SHORTEST_WINDOW if filling else timedelta(0)))},
             "rangebreaks": [{"bounds": cut} for cut in cuts],
         },
         "shapes": [{"type": "line", "x0": cut, "x1": cut, "yref": "paper", "y0": 0, "y1": 1} for cut, _ in cuts],
@@ -157,7 +160,7 @@ def candle_chart(ticker: str, candles: tuple[Candle, ...]) -> bytes:
         {"type": "scatter", "mode": "lines", "name": "VWAP", "x": times, "y": vwap},
         {"type": "bar", "name": "volume", "x": times, "y": volumes, "yaxis": "y2"},
     ]
-    layout = time_axis([candle.start for candle in candles]) | {"uirevision": ticker}
+    layout = time_axis([candle.start for candle in candles], filling=True) | {"uirevision": ticker}
     layout["xaxis"] |= {"rangeslider": {"visible": False}, "anchor": "y2"}
     layout["yaxis"] = {"domain": [0.26, 1], "tickformat": ",.2f"}
     layout["yaxis2"] = {"domain": [0, 0.2], "tickformat": "~s", "nticks": 3}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pipeline.dashboard.feed import MISSING_TABLE, Answer
+from pipeline.dashboard.queries import WINDOW
 from pipeline.trade import COLUMNS
 
 STALE_AFTER = 10.0  # seconds without a new trade
@@ -85,6 +86,7 @@ class Figures:
     """Everything a view of a snapshot shows. Money in the trades' currency, shares as fractions of 1."""
 
     trades: pd.DataFrame
+    filling: bool  # the window has room for more trades, whether this view shows them or not
     lines: list[Line]  # in alphabetical order, so that none of them moves while it is read
     total_volume: int
     average_price: float | None  # each trade counts the same
@@ -96,17 +98,18 @@ class Figures:
 @lru_cache(maxsize=64)  # viewers who look at the same view of a snapshot share the work
 def figures(snapshot: Snapshot, view: View) -> Figures:
     """Work out one view of a snapshot."""
-    trades = snapshot.trades
+    trades, filling = snapshot.trades, len(snapshot.trades) < WINDOW
     if view.tickers:
         trades = trades[trades["ticker"].isin(view.tickers)]
     if view.side:
         trades = trades[trades["side"] == view.side]
     lines = [line_of(str(ticker), own) for ticker, own in trades[::-1].groupby("ticker", sort=True)]
     if not lines:
-        return Figures(trades, [], 0, None, None, None, None)
+        return Figures(trades, filling, [], 0, None, None, None, None)
     volume = sum(line.volume for line in lines)
     return Figures(
         trades=trades,
+        filling=filling,
         lines=lines,
         total_volume=volume,
         average_price=float(trades["price"].mean()),
