@@ -7,10 +7,12 @@ animation is. To show each state, the producer and PostgreSQL are suspended. Nee
 """
 
 import sys
-import time
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
+from itertools import pairwise
+from typing import Any
 
 import psutil
 from PIL import Image
@@ -23,7 +25,8 @@ from tests.test_make import Run, copy_to_run
 FOLDER = ROOT / "images"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 400, "height": 860}
 ALL_OF_IT = {"width": 1440, "height": 1260}  # the candles, too
-MOVING_SECONDS, FRAMES_PER_SECOND = 9, 5
+SECONDS_MOVING, SECONDS_A_FRAME = 9, 0.2
+COLOURS = 256
 
 
 def main() -> None:
@@ -35,13 +38,14 @@ def main() -> None:
             take_states(run, browser)
         with made_to_run("producer.py --rate 50") as run:
             page = open_page(run, browser, "?every=1+s")
+            take(page, "LIVE", None)
             eventually(lambda: run.database.count() >= 1500, timeout=180)
             take_moving(page)
 
 
 @contextmanager
 def made_to_run(producer: str) -> Iterator[Run]:
-    """Start `make run` with that producer, and hold it back until its page has been opened."""
+    """Start `make run` in a copy, with that producer."""
     with copy_to_run() as run:
         procfile = run.folder / "Procfile"
         procfile.write_text(procfile.read_text().replace("producer.py", producer))
@@ -95,22 +99,33 @@ def take(page: Page, state: str, name: str | None) -> None:
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2500)  # a tick, and what it marks fades
     if name:
-        picture = Image.open(BytesIO(page.screenshot())).quantize(256)  # a third of the size
+        picture = Image.open(BytesIO(page.screenshot())).quantize(COLOURS)  # a third of the size
         picture.save(FOLDER / f"{name}.png", optimize=True)
         print(f"images/{name}.png", flush=True)
 
 
 def take_moving(page: Page) -> None:
-    """Take one picture after the other, and make an animation of them."""
-    frames, moments = [], []
-    end = time.monotonic() + MOVING_SECONDS
-    while time.monotonic() < end:
-        frames.append(Image.open(BytesIO(page.screenshot())).convert("RGB"))
-        moments.append(time.monotonic())
-        page.wait_for_timeout(1000 / FRAMES_PER_SECOND)
-    shown = [round(1000 * (later - before)) for before, later in zip(moments, [*moments[1:], end], strict=True)]
-    frames[0].save(FOLDER / "page.webp", append_images=frames[1:], save_all=True, duration=shown, loop=0, lossless=True)
-    print("images/page.webp")
+    """Record the page for a while, and make an animation of it."""
+    frames: list[Image.Image] = []
+    moments: list[float] = []  # seconds
+    recorder = page.context.new_cdp_session(page)
+
+    def keep(frame: dict[str, Any]) -> None:
+        moment = frame["metadata"]["timestamp"]
+        if not moments or moment - moments[-1] >= SECONDS_A_FRAME:
+            frames.append(Image.open(BytesIO(b64decode(frame["data"]))).convert("RGB"))
+            moments.append(moment)
+        recorder.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
+
+    recorder.on("Page.screencastFrame", keep)
+    recorder.send("Page.startScreencast", {"format": "png"})
+    page.wait_for_timeout(1000 * SECONDS_MOVING)
+    recorder.send("Page.stopScreencast")
+    shown = [round(1000 * (later - before)) for before, later in pairwise(moments)]
+    palette = frames[-1].quantize(COLOURS)  # the same for all, so that what stands still takes no room
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames[: len(shown)]]
+    first.save(FOLDER / "page.webp", append_images=others, save_all=True, duration=shown, loop=0, lossless=True)
+    print(f"images/page.webp: {len(shown)} frames")
 
 
 if __name__ == "__main__":
