@@ -143,7 +143,8 @@ class TradeConsumer:
         self.assigned: list[TopicPartition] = []  # partitions that are ours, but have no starting offsets yet
         self.next_attempt = 0.0
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
-        self.broker_trouble = ""
+        self.broker_trouble = ""  # why one was last away
+        self.times_down = 0  # that all were, since Kafka last answered
         self.progress = Progress(self.metrics)
 
     def run(self) -> None:
@@ -313,7 +314,7 @@ class TradeConsumer:
             self.delay = min(2 * self.delay, SECONDS_BETWEEN_ATTEMPTS[1])
             return
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
-        self.kafka_outage.end()
+        self.end_outage()
         self.assigned = []
         # Those are committed, so librdkafka can look them up itself: then it knows the lag from the first second on.
         self.consumer.assign([TopicPartition(start.topic, start.partition) for start in starts])
@@ -350,13 +351,22 @@ class TradeConsumer:
         if error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             self.broker_trouble = error.str()  # one broker's: an outage is when none works
             return
-        all_down = error.code() == KafkaError._ALL_BROKERS_DOWN  # says that, but not why
-        self.kafka_outage.report((all_down and self.broker_trouble) or error.str())
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # says that, but not why
+            self.times_down += 1
+            if self.times_down > 1:  # the first is none: localhost is ::1, too, and a broker may listen on 127.0.0.1
+                self.kafka_outage.report(self.broker_trouble or error.str())
+            return
+        self.kafka_outage.report(error.str())
+
+    def end_outage(self) -> None:
+        """Note that Kafka answers."""
+        self.kafka_outage.end()
+        self.broker_trouble, self.times_down = "", 0
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """Take the answer to a commit. The next commit or a redelivery covers a failure."""
         if error is None:
-            self.kafka_outage.end()
+            self.end_outage()
         elif error.code() not in (KafkaError._NO_OFFSET, KafkaError._STATE):
             log.info("offsets not committed (%s): these trades may be delivered again", error.str())
 
