@@ -56,7 +56,7 @@ $(VENV)/requirements-%.txt: requirements-%.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "Installing python3-venv ..."; \
-			apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv >/dev/null; \
+			apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv >/dev/null; \
 		fi; \
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "make: $(PYTHON) cannot make virtual environments yet: sudo apt-get install python3-venv" >&2; exit 1; }; \
