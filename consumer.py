@@ -58,6 +58,7 @@ SECONDS_BEFORE_PAUSE = 1.0  # that the writer may be busy before fetching pauses
 SECONDS_TO_HAND_OVER = 5.0  # that a rebalance waits for the batches in flight
 SECONDS_TO_STOP = 3.0  # that a stop waits for them; leaving a group whose broker is away takes up to six more
 SECONDS_BETWEEN_ATTEMPTS = 0.1, 5.0  # first, longest
+SECONDS_TO_JOIN = 10.0  # after which a group that cannot be joined is an outage
 
 KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.auto.commit": False,
@@ -120,7 +121,7 @@ class TradeConsumer:
     """Takes trades from the topic into the table."""
 
     def __init__(self, settings: Settings, from_beginning: bool) -> None:
-        self.topic = settings.topic
+        self.topic, self.group_id = settings.topic, settings.group_id
         self.kafka_outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self.database_outage = Outage("PostgreSQL")
         self.metrics = ConsumerMetrics(database_up=lambda: not self.database_outage.ongoing)
@@ -140,6 +141,7 @@ class TradeConsumer:
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
+        self.joining_since: float | None = time.monotonic()  # None: a member, with partitions or without
         self.assigned: list[TopicPartition] = []  # partitions that are ours, but have no starting offsets yet
         self.next_attempt = 0.0
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
@@ -152,8 +154,8 @@ class TradeConsumer:
         self.consumer.subscribe(
             [self.topic],
             on_assign=self.on_assign,
-            on_revoke=lambda *_: self.settle(SECONDS_TO_HAND_OVER),
-            on_lost=lambda *_: self.abandon(),  # others have the partitions already
+            on_revoke=lambda *_: self.leave(SECONDS_TO_HAND_OVER),
+            on_lost=lambda *_: self.leave(0),  # others have the partitions already
         )
         # A daemon, because a write that hangs in a dead connection must not keep the process alive.
         threading.Thread(target=self.write_for_ever, daemon=True).start()
@@ -293,9 +295,19 @@ class TradeConsumer:
         """Note the partitions. They are read once their starting offsets are known, which may take retries."""
         consumer.assign([])
         self.assigned = partitions
+        self.joining_since = None
+        if not partitions:  # else it is known when their offsets are
+            self.kafka_outage.end()
+
+    def leave(self, seconds: float) -> None:
+        """Give the partitions back, once what is in flight is finished, or after that long."""
+        self.settle(seconds)
+        self.joining_since = time.monotonic()
 
     def start_reading(self) -> None:
         """Read new partitions from where the group left off; a new group's start is committed first [2]."""
+        if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
+            self.kafka_outage.report(f"still waiting to join the group {self.group_id}")
         if not self.assigned and self.starting_offsets.made_again():
             log.warning("⚠️  The topic %s was made again: it is read from its oldest message.", self.topic)
             self.abandon()

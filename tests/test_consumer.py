@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
@@ -291,6 +292,23 @@ def test_an_outage_longer_than_the_poll_interval_keeps_the_place_in_the_group(
     assert "poll" not in consumer.stderr.lower(), "the group expelled it"
     assert consumer.stop() == 0
     assert "0 repeated" in consumer.stdout, "its partitions were taken away meanwhile"
+
+
+def test_a_group_that_cannot_be_joined_is_told_and_joined_when_it_can(
+    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+) -> None:
+    broker.create_topic(topic)
+    broker.produce(topic, [trade()])
+    group = {"bootstrap.servers": broker.bootstrap_servers, "group.id": environment["KAFKA_GROUP_ID"]}
+    # A member that no longer polls: the group waits for it.
+    with closing(KafkaConsumer(group | {"max.poll.interval.ms": 60_000, "session.timeout.ms": 60_000})) as stuck:
+        stuck.subscribe([topic])
+        eventually(lambda: stuck.poll(0.1) is None and stuck.assignment())
+        consumer = started(run_script, "--from-beginning")
+        consumer.wait_for_line("still waiting to join the group")
+    eventually(lambda: database.count() == 1)
+    consumer.wait_for_line("works again")
+    assert consumer.stop() == 0
 
 
 def test_fuzzed_messages_add_up(

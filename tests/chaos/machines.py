@@ -10,7 +10,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Self
 
-from confluent_kafka import KafkaException
+from confluent_kafka import ElectionType, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, PartitionMetadata
 from psycopg2.extensions import make_dsn
 
@@ -134,6 +134,19 @@ class Machines:
         options = ("--bootstrap-server", self.bootstrap_servers, "--reassignment-json-file", str(file), "--execute")
         subprocess.run(java(command, *options), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(lambda: all(sorted(part.isrs) == sorted(copies) for part in partitions().values()))
+
+    def elect(self, topic: str) -> None:
+        """Make leaders of a topic's copies that crashed, as kafka-leader-election --election-type UNCLEAN does it."""
+        known = self._admin.list_topics(topic, timeout=10).topics[topic].partitions
+
+        def led() -> bool:
+            places = [TopicPartition(topic, number) for number in known]
+            with suppress(KafkaException):
+                self._admin.elect_leaders(ElectionType.UNCLEAN, places).result()
+            found = self._admin.list_topics(topic, timeout=10).topics[topic].partitions
+            return all(partition.leader >= 0 for partition in found.values())
+
+        eventually(led)
 
     def isolate(self, machine: Machine, hears: bool = False, speaks: bool = False) -> None:
         """Cut a machine off from clients and from the others."""
