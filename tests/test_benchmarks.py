@@ -44,6 +44,15 @@ def test_latency_prints_percentiles_for_every_rate() -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+def test_latency_prints_how_long_a_trade_takes_to_the_screen() -> None:
+    output = run("benchmarks.latency", "--screen", "1", "--seconds", "3")
+    assert first_column(output) == ["50 trades/s, refreshed every 1 s"]
+    seen, median = (float(cell.replace(",", "")) for cell in output.splitlines()[-1].split("|")[2:4])
+    assert seen > 50
+    assert 0 < median < 60_000  # milliseconds; of a machine that is busy with other tests
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 def test_memory_reads_every_process_and_draws_the_curve(tmp_path: Path) -> None:
     readings, picture = tmp_path / "memory.csv", tmp_path / "memory.png"
     files = ("--csv", str(readings), "--picture", str(picture))
