@@ -297,7 +297,7 @@ class TradeConsumer:
         self.assigned = partitions
         self.joining_since = None
         if not partitions:  # else it is known when their offsets are
-            self.kafka_outage.end()
+            self.end_outage()
 
     def leave(self, seconds: float) -> None:
         """Give the partitions back, once what is in flight is finished, or after that long."""

@@ -52,7 +52,7 @@ from pipeline.user_error import UsageError, UserError
 NOMINAL_RATE = 250_000  # trades/s at which time passes for `--rate max --seed N`
 ANY_PARTITION = -1  # of the topic: the ticker decides
 CHUNK = 500  # trades between two looks at the clock
-SECONDS_FOR_BROKER = 300.0  # that a start waits for Kafka, which the first `make run` downloads meanwhile
+SECONDS_FOR_BROKER = 30.0  # that a start waits for Kafka
 SECONDS_TO_STOP = 10.0  # that a stop waits for acknowledgements
 SECONDS_OF_SILENCE = 3.0  # without an acknowledgement that are an outage
 SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed

@@ -191,7 +191,7 @@ def test_a_port_that_is_taken_is_said_and_ends_everything(run: Run, service: str
             run.start()
             assert run.process
             processes = run.processes()
-            assert run.process.wait(30) != 0
+            assert run.process.wait(90) != 0
         finally:
             stranger.terminate()
     eventually(lambda: f"ort {port} " in run.output)

