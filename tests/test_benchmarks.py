@@ -9,10 +9,10 @@ from tests.live_page import CHROMIUM, NO_CHROMIUM
 from tests.services import Script
 
 
-def run(*words: str) -> str:
+def run(*words: str, timeout: float = 100) -> str:
     script = Script(["-m", *words], dict(os.environ))
     try:
-        assert script.wait(timeout=100) == 0, script.stderr
+        assert script.wait(timeout) == 0, script.stderr
     finally:
         script.process.terminate()  # which also ends the servers it started
         script.process.wait()
@@ -44,8 +44,9 @@ def test_latency_prints_percentiles_for_every_rate() -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+@pytest.mark.timeout(300)  # two servers, three scripts and a browser have to start
 def test_latency_prints_how_long_a_trade_takes_to_the_screen() -> None:
-    output = run("benchmarks.latency", "--screen", "1", "--seconds", "3")
+    output = run("benchmarks.latency", "--screen", "1", "--seconds", "3", timeout=270)
     assert first_column(output) == ["50 trades/s, refreshed every 1 s"]
     seen, median = (float(cell.replace(",", "")) for cell in output.splitlines()[-1].split("|")[2:4])
     assert seen > 50
