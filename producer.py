@@ -14,7 +14,8 @@ as kafka-console-consumer prints them, either of them gzipped, or Parquet. Ctrl-
 
 What is guaranteed, on the lines marked [n]:
   [1] no trade is lost, doubled or put out of its ticker's order between here and Kafka, however often a request has
-      to be retried or a broker is away: the producer is idempotent and never gives a trade up.
+      to be retried or a broker is away: the producer is idempotent and never gives a trade up. (A known defect of
+      librdkafka, its issue 4953, can double one when a partition's leader changes; the table has it once all the same.)
   [2] when Kafka is slower than the trades, they wait. Nothing is thrown away to keep the pace.
   [3] only what Kafka has acknowledged is counted as acknowledged.
 """

@@ -4,7 +4,9 @@ import random
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 
+from pipeline.trade import decode, encode
 from tests.chaos.__main__ import cluster, single_machine
 from tests.chaos.ledger import Ledger
 from tests.chaos.traffic import INVALID_EVERY, is_invalid, message
@@ -58,8 +60,13 @@ def test_a_ledger_finds_dead_letters(ledger: Ledger, letters: list[tuple[bytes, 
     assert ledger.findings
 
 
-def test_a_ledger_finds_a_trade_that_kafka_holds_twice(ledger: Ledger) -> None:
-    ledger.add(*message(3))
+def test_a_ledger_tells_a_trade_that_kafka_holds_twice_from_another_of_its_id(ledger: Ledger) -> None:
+    key, value = message(3)
+    assert value is not None
+    ledger.add(key, value)
+    assert [row[0] for row in ledger.repeats] == [rows()[3][0]]
+    assert not ledger.findings
+    ledger.add(key, encode(replace(decode(value), volume=7)))
     assert ledger.findings
 
 

@@ -19,6 +19,7 @@ class Report:
     acknowledged: int = 0  # as the producers were told
     rows: int = 0
     dead_letters: int = 0
+    repeats: int = 0  # trades that Kafka holds twice, and the table once
     seconds: float = 0.0
     seconds_to_catch_up: float = 0.0
 
@@ -42,7 +43,8 @@ class Report:
             f"  hit by {'':<32} rows flowed again after: median   worst\n{faults}\n"
             f"Kafka holds {self.messages:,} messages, {self.acknowledged:,} of them known to be acknowledged\n"
             f"Found, after {self.seconds_to_catch_up:.0f} s to catch up: {self.rows:,} rows, "
-            f"{self.dead_letters:,} different dead letters\n"
+            f"{self.dead_letters:,} different dead letters"
+            f"{f', {self.repeats:,} trades of which Kafka holds two' if self.repeats else ''}\n"
             f"{found or '  ✅ nothing lost, nothing doubled, nothing invented'}"
         )
 
