@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psutil
 import pytest
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from consumer import Batch, TradeConsumer
@@ -27,7 +27,7 @@ from pipeline.consumer.starting_offsets import StartingOffsets
 from pipeline.local_stack.postgres_server import PostgresServer
 from pipeline.reasons import reasons
 from pipeline.settings import read_settings
-from pipeline.trade import Trade, encode
+from pipeline.trade import Trade, copy_lines, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
 from tests.services import Database, Kafka, Postgres, Script, eventually
@@ -231,14 +231,18 @@ def test_a_broken_table_is_no_trades_fault(
     database.query("DROP OWNED BY writer")
 
 
+@pytest.mark.parametrize("partitions", [1, 3])
 def test_a_row_that_only_postgresql_refuses_is_one_dead_letter(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    partitions: int, broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
+    """Its message is told from the others, also where these were sorted."""
     database.query("ALTER TABLE trades ADD CONSTRAINT no_penny_stocks CHECK (price > 1)")
-    broker.create_topic(topic)
+    broker.create_topic(topic, partitions)
     penny = trade(price=0.5)
     trades = [encode(Trade(str(uuid4()), "NVDA", 120.5, 100, "sell", "2026-01-31T08:30:00Z")) for _ in range(10_000)]
-    broker.produce(topic, [*trades[:7000], penny, *trades[7000:]])
+    messages = [*trades[:7000], penny, *trades[7000:]]
+    for partition in range(partitions):
+        broker.produce(topic, messages[partition::partitions], partition=partition)
     consumer = started(run_script, "--from-beginning")
     eventually(lambda: database.count() == len(trades))
     eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
@@ -248,6 +252,17 @@ def test_a_row_that_only_postgresql_refuses_is_one_dead_letter(
     assert headers["__connect.errors.exception.class.name"] == b"psycopg2.errors.CheckViolation"
     assert b"no_penny_stocks" in headers["__connect.errors.exception.message"]
     assert consumer.stop() == 0
+
+
+def test_a_batch_is_sorted_by_key_and_each_line_keeps_its_message() -> None:
+    batch = Batch()
+    for partition in (1, 0):
+        values = [trade(trade_id=str(UUID(int=2 * number + partition))) for number in range(500)]
+        batch.messages += [Message(value=value) for value in values]
+        batch.chunks.append(copy_lines(values))
+    batch.close(sort=True)
+    assert batch.lines == copy_lines([message.value() for message in batch.messages])
+    assert [line[:36] for line in batch.lines.decode().splitlines()] == [str(UUID(int=n)) for n in range(1000)]
 
 
 def test_a_stop_while_the_database_is_down_loses_nothing(
