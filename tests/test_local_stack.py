@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline.local_stack.jars import JARS
-from tests.services import PASSWORD, ROOT, USER, Database, Script, environment_of, eventually, free_port
+from tests.services import PASSWORD, ROOT, USER, Database, Script, environment_of, eventually, free_port, patiently
 
 
 class Stack:
@@ -86,7 +86,7 @@ class Stack:
         producer.produce("orders.dlq", b"bad")
         assert producer.flush(10) == 0
         with closing(Consumer(servers | {"group.id": "group"})) as consumer:
-            consumer.commit(offsets=[TopicPartition("orders", 0, 1)], asynchronous=False)
+            patiently(lambda: consumer.commit(offsets=[TopicPartition("orders", 0, 1)], asynchronous=False))
 
     def assert_filled(self) -> None:
         assert self.database.query("SELECT trade_id FROM trades") == [("kept",)]

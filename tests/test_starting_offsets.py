@@ -10,7 +10,7 @@ from pipeline.consumer import starting_offsets
 from pipeline.consumer.starting_offsets import StartingOffsets
 from pipeline.settings import read_settings
 from tests.messages import trade
-from tests.services import Kafka, eventually
+from tests.services import Kafka, eventually, patiently
 
 Start = Callable[..., dict[int, int] | None]
 
@@ -115,7 +115,7 @@ def test_a_partition_whose_offset_expired_skips_nothing(
     broker.create_topic(topic, partitions=2)
     broker.produce(topic, [trade()], partition=1)
     other = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": environment["KAFKA_GROUP_ID"]})
-    other.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)
+    patiently(lambda: other.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False))
     other.close()
     assert start(0, 1) == {0: 0, 1: 0}
 
@@ -137,7 +137,7 @@ def test_an_offset_of_the_topic_that_was_there_before_is_none(
     broker.create_topic(topic)
     broker.produce(topic, [trade()] * 5)
     late = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": environment["KAFKA_GROUP_ID"]})
-    late.commit(offsets=[TopicPartition(topic, 0, 3, "topic=another")], asynchronous=False)
+    patiently(lambda: late.commit(offsets=[TopicPartition(topic, 0, 3, "topic=another")], asynchronous=False))
     assert start(0) == {0: 0}
     late.commit(offsets=[TopicPartition(topic, 0, 3)], asynchronous=False)  # as kafka-consumer-groups writes it
     assert start(0) == {0: 3}

@@ -1,7 +1,6 @@
 """A server as a process: started, stopped, killed, and found again when an earlier run left it behind."""
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -53,14 +53,17 @@ class Address(NamedTuple):
                 ) from None
 
 
+_ports = count(997 * os.getpid())  # far from those that another process is about to use
+
+
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on.
+    """Return a port of 127.0.0.1 that nothing listens on, and that this process has not been given before.
 
     Below those that the system gives to outgoing connections: while a server is down, one of its clients that tries
     to reconnect could otherwise be given the server's own port, and keep it.
     """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = 20_000 + next(_ports) % 12_000
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
