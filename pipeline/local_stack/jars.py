@@ -42,9 +42,10 @@ def jars(lock: Path, title: str) -> list[Path]:
     Raises `UserError`.
     """
     wanted = read_lock(lock)
-    with only_here():
-        if missing := [jar for jar in wanted if not jar.path.exists()]:
-            _download(missing, title)
+    if not all(jar.path.exists() for jar in wanted):
+        with only_here():  # another process may have downloaded them meanwhile
+            if missing := [jar for jar in wanted if not jar.path.exists()]:
+                _download(missing, title)
     return [jar.path for jar in wanted]
 
 
