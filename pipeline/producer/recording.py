@@ -63,9 +63,10 @@ class Recording:
         for trades, share in self._batches():
             skip, trades = max(0, skip - len(trades)), trades[skip : skip + count]
             dues = [0.0] * len(trades)  # at full speed, nobody asks when a trade happened
-            for number, moment in enumerate(map(_seconds, trades)) if speed < MAX else ():
-                due += max(0.0, moment - before) / speed
-                dues[number], before = due, moment
+            if speed < MAX:
+                for number, moment in enumerate(map(_seconds, trades)):
+                    due += max(0.0, moment - before) / speed
+                    dues[number], before = due, moment
             sent = 0
             while sent < len(trades):
                 began = max(began, monotonic() - dues[sent] - OVERDUE)
@@ -104,7 +105,7 @@ class Recording:
             return []
         try:
             trades = _trades([record for _, record in records])
-            lines_of(trades)
+            lines_of(trades)  # for what it refuses
         except ValueError as reason:  # InvalidTrade, or no Unicode
             if len(records) == 1:
                 self._leave_out(records[0][0], reason)
