@@ -60,10 +60,6 @@ class Fault:
 class Campaign:
     """The project's processes between two servers, and what is done to them."""
 
-    # Where a partition's leader changes, librdkafka sometimes sends a trade twice although it is idempotent:
-    # https://github.com/confluentinc/librdkafka/issues/4953. The table has to have it once.
-    leaders_change = False
-
     def __init__(self, kafka: KafkaClient, database_url: str, seed: int, faults: int, trades: int) -> None:
         self.kafka = kafka
         self.database = Database(database_url)
@@ -72,6 +68,9 @@ class Campaign:
         self.ledger = Ledger()
         self.count = faults
         self.long = faults >= LONG
+        # Where a partition's leader changes, librdkafka sometimes sends a trade twice although it is idempotent:
+        # https://github.com/confluentinc/librdkafka/issues/4953. The table has to have it once.
+        self.leaders_change = "," in kafka.bootstrap_servers
         self.trades = round(trades * (1 - RECORDED))  # of producer.py
         self.rate = max(100, round(self.trades / faults / USUAL_SECONDS))
         self.environment = environment_of(kafka.bootstrap_servers, database_url, TOPIC, GROUP)

@@ -18,7 +18,6 @@ class Cluster:
 
     def __init__(self, campaign: Campaign, machines: Machines) -> None:
         self.campaign = campaign
-        campaign.leaders_change = True
         self.machines = machines
 
     def faults(self) -> list[Fault]:

@@ -18,7 +18,7 @@ from pipeline.local_stack.cluster import KafkaCluster, PostgresPair
 from pipeline.local_stack.kafka_server import KafkaServer, java
 from pipeline.local_stack.server import Server, all_at_once
 from tests.chaos.link import Link
-from tests.services import PASSWORD, USER, eventually, free_port
+from tests.services import PASSWORD, USER, eventually, free_port, patiently
 
 SECONDS_TO_HEAL = 120  # until every copy is in step again
 
@@ -122,31 +122,28 @@ class Machines:
     def move(self, topic: str, brokers: Sequence[KafkaServer]) -> None:
         """Let these brokers, and no others, hold copies of a topic, as kafka-reassign-partitions does it."""
         copies = [broker.node_id for broker in brokers]
-
-        def partitions() -> dict[int, PartitionMetadata]:
-            found: dict[int, PartitionMetadata] = self._admin.list_topics(topic, timeout=10).topics[topic].partitions
-            return found
-
-        plan = [{"topic": topic, "partition": number, "replicas": copies} for number in partitions()]
+        plan = [{"topic": topic, "partition": number, "replicas": copies} for number in self._partitions(topic)]
         file = self.folder / "reassignment.json"
         file.write_text(json.dumps({"version": 1, "partitions": plan}))
         command = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"
         options = ("--bootstrap-server", self.bootstrap_servers, "--reassignment-json-file", str(file), "--execute")
         subprocess.run(java(command, *options), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        eventually(lambda: all(sorted(part.isrs) == sorted(copies) for part in partitions().values()))
+        eventually(lambda: all(sorted(part.isrs) == sorted(copies) for part in self._partitions(topic).values()))
 
     def elect(self, topic: str) -> None:
         """Make leaders of a topic's copies that crashed, as kafka-leader-election --election-type UNCLEAN does it."""
-        known = self._admin.list_topics(topic, timeout=10).topics[topic].partitions
+        places = [TopicPartition(topic, number) for number in self._partitions(topic)]
 
         def led() -> bool:
-            places = [TopicPartition(topic, number) for number in known]
             with suppress(KafkaException):
                 self._admin.elect_leaders(ElectionType.UNCLEAN, places).result()
-            found = self._admin.list_topics(topic, timeout=10).topics[topic].partitions
-            return all(partition.leader >= 0 for partition in found.values())
+            return all(partition.leader >= 0 for partition in self._partitions(topic).values())
 
         eventually(led)
+
+    def _partitions(self, topic: str) -> dict[int, PartitionMetadata]:
+        """Ask for a topic's partitions, of brokers of which one may have just woken up."""
+        return patiently(lambda: self._admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
     def isolate(self, machine: Machine, hears: bool = False, speaks: bool = False) -> None:
         """Cut a machine off from clients and from the others."""
