@@ -19,10 +19,10 @@ What is guaranteed, on the lines marked [n]:
   [4] a fault of the environment stops consumption, not the consumer: the batch is kept, the place in the group too.
 """
 
-from pipeline.command import parser, run, stop_requested, take_signals
+from pipeline.stop import stop_requested, take_signals
 
 if __name__ == "__main__":
-    take_signals()  # before the slower imports, during which Ctrl-C ends a script in order, too
+    take_signals()  # before the slower imports
 
 import argparse
 import gc
@@ -39,7 +39,7 @@ from typing import Any
 import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline.command import first_line
+from pipeline.command import first_line, parser, run
 from pipeline.consumer.dead_letters import TOPIC_CONFIG, DeadLetters
 from pipeline.consumer.progress import Progress
 from pipeline.consumer.starting_offsets import StartingOffsets

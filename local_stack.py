@@ -10,6 +10,11 @@ localhost:9092 and localhost:5432). Topics, offsets and rows are kept in the fol
 into it at the first start.
 """
 
+from pipeline.stop import stop_requested, take_signals, wait_for_stop
+
+if __name__ == "__main__":
+    take_signals()  # before the slower imports
+
 import argparse
 import fcntl
 import os
@@ -21,7 +26,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import quote
 
-from pipeline.command import parser, run, stop_requested, wait_for_stop
+from pipeline.command import parser, run
 from pipeline.kafka import ensure_topic
 from pipeline.local_stack.cluster import KafkaCluster, Operator, PostgresPair
 from pipeline.local_stack.kafka_server import TOOLS, KafkaServer, tool

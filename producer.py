@@ -20,10 +20,10 @@ What is guaranteed, on the lines marked [n]:
   [3] only what Kafka has acknowledged is counted as acknowledged.
 """
 
-from pipeline.command import parser, run, stop_requested, take_signals
+from pipeline.stop import stop_requested, take_signals
 
 if __name__ == "__main__":
-    take_signals()  # before the slower imports, during which Ctrl-C ends a script in order, too
+    take_signals()  # before the slower imports
 
 import argparse
 import itertools
@@ -40,6 +40,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from faker import Faker
 from msgspec.structs import replace
 
+from pipeline.command import parser, run
 from pipeline.kafka import client, ensure_topic
 from pipeline.metrics import ProducerMetrics, add_option
 from pipeline.outage import Outage

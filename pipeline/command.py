@@ -3,48 +3,21 @@
     if __name__ == "__main__":
         sys.exit(run(parser, main))
 
-Ctrl-C, SIGTERM and a closed terminal become a request that the loops look at, so that nothing in flight is lost. What a
-user can mend is a `UserError`: one line on stderr, and an exit code.
+What a user can mend is a `UserError`: one line on stderr, and an exit code.
 """
 
 import argparse
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.settings import Settings, read_settings
+from pipeline.stop import take_signals
 from pipeline.user_error import UserError
 
 Main = Callable[[argparse.Namespace, Settings], None]
-
-_stop = threading.Event()
-
-
-def stop_requested() -> bool:
-    """Tell whether the user asked the command to end."""
-    return _stop.is_set()
-
-
-def wait_for_stop(seconds: float) -> bool:
-    """Wait that long, or until the user asks the command to end; tell whether they did."""
-    return _stop.wait(seconds)
-
-
-def request_stop() -> None:
-    """Ask the command to end, as Ctrl-C does."""
-    _stop.set()
-
-
-def take_signals() -> None:
-    """Turn signals into a request to stop. Scripts call it before their slower imports, so that it holds there, too."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: request_stop())
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-        signal.signal(signal.SIGHUP, lambda *_: request_stop())
 
 
 def parser(documentation: str | None) -> argparse.ArgumentParser:

@@ -18,8 +18,8 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from pipeline.command import stop_requested, wait_for_stop
 from pipeline.settings import Settings
+from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
 SECONDS_TO_ANSWER = 5.0

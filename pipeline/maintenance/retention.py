@@ -9,6 +9,11 @@ the index until PostgreSQL's autovacuum comes by. Autovacuum also makes their sp
 growing, but they do not shrink.
 """
 
+from pipeline.stop import stop_requested, take_signals, wait_for_stop
+
+if __name__ == "__main__":
+    take_signals()  # before the slower imports
+
 import argparse
 import sys
 import time
@@ -19,7 +24,7 @@ from datetime import timedelta
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from pipeline.command import first_line, parser, run, stop_requested, wait_for_stop
+from pipeline.command import first_line, parser, run
 from pipeline.outage import Outage
 from pipeline.postgres import connect, prepare_table, watched
 from pipeline.settings import Settings
