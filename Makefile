@@ -64,5 +64,7 @@ $(VENV)/requirements-%.txt: requirements-%.txt
 	}
 	@echo "Setting up $(VENV) with the packages of $<, once ..."
 	@$(VENV_PYTHON) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet -r $<
+	@bash -o pipefail -c '"$$0" -m pip install --disable-pip-version-check --progress-bar off -r "$$1" | \
+		{ grep --line-buffered -oE "(Downloading|Using cached) .* MB\)|Installing collected packages" || true; }' \
+		$(VENV_PYTHON) $<
 	@touch $@

@@ -71,6 +71,15 @@ def test_the_environment_is_set_up_once_and_again_when_a_requirement_changes(fre
     assert make(fresh, "install").stdout.count("Setting up") == 1
 
 
+def test_a_set_up_that_fails_says_why_and_is_done_again(fresh: Path) -> None:
+    (fresh / "requirements-local.txt").write_text("no requirement!\n")
+    failed = make(fresh, "install")
+    assert failed.returncode != 0
+    assert "Invalid requirement" in failed.stdout
+    (fresh / "requirements-local.txt").write_text("")
+    assert make(fresh, "install").returncode == 0
+
+
 def test_without_a_python_that_is_new_enough_one_line_says_so(fresh: Path) -> None:
     done = make(fresh, "test", "PYTHON=")
     assert done.returncode != 0
