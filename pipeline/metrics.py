@@ -50,7 +50,7 @@ class Metrics:
 
     def _take(self, statistics: dict[str, Any]) -> None:
         total = statistics[self._bytes_key]
-        self._bytes.inc(total - self._bytes_before)
+        self._bytes.inc(max(0, total - self._bytes_before))  # the total loses the bytes of a topic that is deleted
         self._bytes_before = total
 
 

@@ -30,7 +30,7 @@ from pipeline.settings import read_settings
 from pipeline.trade import Trade, copy_lines, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
-from tests.services import Database, Kafka, Postgres, Script, eventually
+from tests.services import SECONDS_TO_END, Database, Kafka, Postgres, Script, eventually
 
 STARTED = "🟢 Consumer started. Waiting for trades..."
 
@@ -674,6 +674,17 @@ def test_a_stop_while_the_broker_is_down(
     consumer.wait_for_line("⚠️  Kafka at")
     assert consumer.stop() == 0  # within the ten seconds that Script.stop grants
     assert "1 trades stored" in consumer.stdout
+
+
+def test_a_stop_while_the_broker_dies_in_a_rebalance(own_broker: Kafka, topic: str, run_script: RunScript) -> None:
+    """Then librdkafka's close() waits for the broker without an end, in most of the attempts."""
+    own_broker.create_topic(topic, 3)
+    members = [started(run_script, KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers) for _ in range(3)]
+    own_broker.kill()
+    for member in members:
+        member.process.send_signal(signal.SIGTERM)
+    assert [member.wait(SECONDS_TO_END) for member in members] == [0, 0, 0]
+    assert all("Consumer stopped" in member.stdout for member in members)
 
 
 def test_a_stop_while_a_lock_keeps_the_table(

@@ -1,5 +1,6 @@
 """Metrics as Prometheus would scrape them, from both scripts as processes."""
 
+import json
 import socket
 from collections.abc import Callable
 from urllib.request import urlopen
@@ -8,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg2.errors import CheckViolation
 
-from pipeline.metrics import ConsumerMetrics
+from pipeline.metrics import ConsumerMetrics, Metrics, ProducerMetrics
 from pipeline.trade import InvalidTrade
 from tests.conftest import RunScript
 from tests.messages import mutations, trade
@@ -101,6 +102,19 @@ def test_what_the_user_got_wrong_is_one_line(broker: Kafka, run_script: RunScrip
     wrong = run_script(script, "--metrics-port", "none")
     assert wrong.wait() == 2
     assert "none: give a port, such as 9101" in wrong.stderr_lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "key"),
+    [(ConsumerMetrics(lambda: True), "rxmsg_bytes"), (ProducerMetrics(lambda: 0), "txmsg_bytes")],
+)
+def test_a_total_that_falls_because_a_topic_was_deleted_is_no_error(metrics: Metrics, key: str) -> None:
+    for total in (1000, 200, 300):
+        metrics.on_statistics(json.dumps({key: total, "topics": {}}))
+    [family] = [
+        family for family in metrics.registry.collect() if family.name.endswith("_bytes") and "trades" in family.name
+    ]
+    assert family.samples[0].value == 1100
 
 
 def test_whatever_is_sent_the_labels_of_dead_letters_are_few() -> None:
