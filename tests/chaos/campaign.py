@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
+import psutil
 import psycopg2
 from confluent_kafka.admin import (
     AdminClient,
@@ -19,6 +20,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from pipeline.local_stack.server import Server
 from tests.chaos.flow import Flow
 from tests.chaos.ledger import OLD, Ledger, Letter
 from tests.chaos.page import Page
@@ -450,3 +452,20 @@ class Campaign:
     def say(self, text: str) -> None:
         """Print a line with the seconds since the start."""
         print(f"[{time.monotonic() - self.began:4.0f} s] {text}", flush=True)
+
+
+def freeze(server: Server) -> None:
+    """Stop a server in its tracks; its kernel goes on answering for it."""
+    signal_all(server, signal.SIGSTOP)
+
+
+def thaw(server: Server) -> None:
+    """Let a frozen server go on."""
+    signal_all(server, signal.SIGCONT)
+
+
+def signal_all(server: Server, number: signal.Signals) -> None:
+    """Send a signal to a server and its children, of which one may end meanwhile."""
+    for process in server.processes():
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

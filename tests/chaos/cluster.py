@@ -1,12 +1,11 @@
 """The faults of several machines: any one may die, freeze, be cut off or return empty, and sometimes two at once."""
 
 import shutil
-import signal
 from collections.abc import Callable
 
 from pipeline.local_stack.kafka_server import KafkaServer
 from pipeline.local_stack.postgres_server import PostgresServer
-from tests.chaos.campaign import OUTAGE, Campaign, Fault
+from tests.chaos.campaign import OUTAGE, Campaign, Fault, freeze, thaw
 from tests.chaos.machines import Machine, Machines
 
 OFFSETS = "__consumer_offsets"
@@ -153,18 +152,6 @@ class Cluster:
     def deafen(self, machine: Machine) -> None:
         """Let nothing arrive at a machine."""
         self.machines.isolate(machine, speaks=True)
-
-
-def freeze(machine: Machine) -> None:
-    """Stop a server in its tracks; its kernel goes on answering for it."""
-    for process in machine.processes():
-        process.send_signal(signal.SIGSTOP)
-
-
-def thaw(machine: Machine) -> None:
-    """Let a frozen server go on."""
-    for process in machine.processes():
-        process.send_signal(signal.SIGCONT)
 
 
 def nothing(machine: Machine) -> None:

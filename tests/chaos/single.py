@@ -1,9 +1,7 @@
 """The faults of one machine: a broker and a PostgreSQL, whose data survive."""
 
-import signal
-
 from pipeline.local_stack.server import Server
-from tests.chaos.campaign import MOST_CONSUMERS, OUTAGE, Campaign, Fault
+from tests.chaos.campaign import MOST_CONSUMERS, OUTAGE, Campaign, Fault, freeze, thaw
 from tests.services import Kafka, Postgres
 
 LONG_OUTAGE = (61.0, 75.0)  # seconds
@@ -45,13 +43,10 @@ class SingleMachine:
         self.campaign.flow.mark()
 
     def freeze(self, server: Server) -> None:
-        """Stop a server in its tracks; its kernel goes on answering for it."""
-        processes = server.processes()
-        for process in processes:
-            process.send_signal(signal.SIGSTOP)
+        """Freeze a server for a while."""
+        freeze(server)
         self.campaign.sleep((1.0, 12.0))
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
+        thaw(server)
         self.campaign.flow.mark()
 
     def long_outage(self) -> None:
