@@ -70,8 +70,9 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "auto.offset.reset": "earliest",
     "session.timeout.ms": 6000,  # a killed consumer's partitions move on after this
     "heartbeat.interval.ms": 2000,
-    # Also how long a rebalance waits for a member that died in the middle of joining. We poll far more often.
-    "max.poll.interval.ms": 30_000,
+    # Also how long a rebalance waits for a member that died in the middle of joining. We poll at least every eight
+    # seconds: so long StartingOffsets may wait for its answers.
+    "max.poll.interval.ms": 10_000,
     # All partitions are given back in a rebalance and every open batch is dropped: with an incremental protocol, a
     # dropped batch of a partition that we keep would be lost.
     "partition.assignment.strategy": "range",
