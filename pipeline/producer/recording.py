@@ -11,11 +11,9 @@ import os
 import re
 import sys
 import zlib
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import chain, islice, repeat
-from operator import itemgetter
+from itertools import chain, islice
 from time import monotonic
 from typing import cast
 
@@ -27,13 +25,12 @@ from pipeline.trade import COLUMNS, InvalidTrade, Trade, decode_all, encode, lin
 from pipeline.user_error import UsageError
 
 LINES_AT_ONCE = 1000  # more would not fit in the cache of the processor, and be a quarter slower
-TRADES_AT_ONCE = 500
 OVERDUE = 1.0  # seconds' worth of late trades that are sent at once; a longer delay shifts what follows
 DAMAGES = (OSError, EOFError, zlib.error, csv.Error, ValueError, NotImplementedError)  # the last two are Parquet's
 NOT_A_FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")  # how the page's CSV keeps spreadsheets from running a text
 COMPLAINTS = 20  # how many invalid lines are reported one by one
 
-Record = bytes | Sequence[str | None]  # JSON, or the texts of COLUMNS; none if the line has too few or too many cells
+Record = bytes | dict[str, str]  # JSON, or text by column; empty if the line has too few or too many cells
 
 
 class Recording:
@@ -45,14 +42,9 @@ class Recording:
         self.finished = False
         self.left_out = 0  # invalid lines
         self._strict = strict
-        self._error: UsageError | None = None  # raised when the trades before it are sent
-        self._rows = 0  # of a Parquet file
-        try:
-            self._file = open(path, "rb")  # noqa: SIM115  # until the process ends
-            self._size = os.fstat(self._file.fileno()).st_size
-            self._records = self._open(self._file)
-        except DAMAGES as error:
-            raise self._damage(error, 0) from None
+        self._size = self._rows = 0  # of the file in bytes; of a Parquet file, which is not read straight on
+        records = self._read()
+        self._records = chain([next(records)], records)  # what is wrong with the file shows at once
 
     def steps(self, speed: float, count: int, skip: int) -> Iterator[Step]:
         """Yield trades when they are due: in the file's order, the gaps between their times divided by `speed`.
@@ -62,21 +54,18 @@ class Recording:
         began, due, before, share_before = monotonic(), 0.0, float("inf"), 0.0
         for trades, share in self._batches():
             skip, trades = max(0, skip - len(trades)), trades[skip : skip + count]
-            dues = [0.0] * len(trades)  # at full speed, nobody asks when a trade happened
-            if speed < MAX:
-                for number, moment in enumerate(map(_seconds, trades)):
+            messages: list[tuple[str, bytes]] = []
+            for number, trade in enumerate(trades):
+                if speed < MAX:  # or nobody asks when it happened
+                    moment = _seconds(trade)
                     due += max(0.0, moment - before) / speed
-                    dues[number], before = due, moment
-            sent = 0
-            while sent < len(trades):
-                began = max(began, monotonic() - dues[sent] - OVERDUE)
-                now = monotonic() - began
-                end = bisect_right(dues, now, sent, min(sent + TRADES_AT_ONCE, len(dues)))
-                messages = [(trade.ticker, encode(trade)) for trade in trades[sent:end]]
-                share_sent = share_before + (share - share_before) * end / len(trades)
-                yield Step(messages, max(0.0, dues[end] - now) if end < len(dues) else 0.0, share_sent)
-                sent = end
-            yield Step([], share=share)
+                    before = moment
+                    began = max(began, monotonic() - due - OVERDUE)
+                    while (wait := began + due - monotonic()) > 0:
+                        yield Step(messages, wait, share_before + (share - share_before) * number / len(trades))
+                        messages = []
+                messages.append((trade.ticker, encode(trade)))
+            yield Step(messages, share=share)
             share_before = share
             count -= len(trades)
             if not count:
@@ -84,99 +73,104 @@ class Recording:
         self.finished = True
 
     def _batches(self) -> Iterator[tuple[list[Trade], float]]:
-        """Yield the valid trades of a thousand lines, and the share of the file that is read with them."""
-        line = 0
-        while self._error is None:
-            records: list[tuple[int, Record]] = []
+        """Yield valid trades, and the share of the file that is read with them."""
+        records: list[tuple[int, Record]] = []
+        more = True
+        while more:
+            records.clear()
             try:
                 records.extend(islice(self._records, LINES_AT_ONCE))
-            except DAMAGES as error:
-                self._error = self._damage(error, records[-1][0] if records else line)
-            line = records[-1][0] if records else line
-            yield self._valid(records), self._share(line)
-            if not records:
-                break
-        if self._error or not line:
-            raise self._error or UsageError(f"{self.path}: there are no trades in it")
+            finally:  # what comes before a damage is sent, too
+                more = len(records) == LINES_AT_ONCE
+                share = self._share(records[-1][0]) if more else 1.0
+                for trades in self._valid(records):
+                    yield trades, share
 
-    def _valid(self, records: list[tuple[int, Record]]) -> list[Trade]:
-        """Return the valid trades; an invalid one is searched for by halves, as most batches have none."""
-        if not records or self._error:
-            return []
+    def _valid(self, records: list[tuple[int, Record]]) -> Iterator[list[Trade]]:
+        """Yield the valid trades; an invalid one is searched for by halves, as most batches have none."""
         try:
             trades = _trades([record for _, record in records])
             lines_of(trades)  # for what it refuses
         except ValueError as reason:  # InvalidTrade, or no Unicode
-            if len(records) == 1:
-                self._leave_out(records[0][0], reason)
-            middle = len(records) // 2
-            return self._valid(records[:middle]) + self._valid(records[middle:]) if middle else []
-        return trades
+            if middle := len(records) // 2:
+                yield from self._valid(records[:middle])
+                yield from self._valid(records[middle:])
+                return
+            trades = []
+            self._leave_out(records[0][0], reason)
+        yield trades
 
     def _leave_out(self, line: int, reason: ValueError) -> None:
         if self._strict:
-            self._error = UsageError(f"{self.path}, line {line}: {reason}")
-        elif self.left_out < COMPLAINTS:
-            print(f"⚠️  {self.path}, line {line} is left out: {reason}", file=sys.stderr, flush=True)
+            raise UsageError(f"{self.path}, line {line}: {reason}") from None
         self.left_out += 1
+        if self.left_out <= COMPLAINTS:
+            print(f"⚠️  {self.path}, line {line} is left out: {reason}", file=sys.stderr, flush=True)
 
     def _share(self, line: int) -> float:
         if self._rows:
             return line / self._rows
-        if self._file.closed:  # by the csv module's end
-            return 1.0
         return self._file.tell() / self._size if self._size else 0.0
 
-    def _damage(self, error: Exception, line: int) -> UsageError:
-        place = f"cannot be read on after line {line}" if line else "cannot be read"
-        return UsageError(f"{self.path} {place}: {getattr(error, 'strerror', None) or first_line(error)}")
+    def _read(self) -> Iterator[tuple[int, Record]]:
+        """Yield the records, numbered by line from 1. Raises `UsageError` for a damaged file or one without trades."""
+        line = 0
+        try:
+            self._file = open(self.path, "rb")  # noqa: SIM115  # until the process ends
+            self._size = os.fstat(self._file.fileno()).st_size
+            for line, record in self._open(self._file):
+                yield line, record
+        except DAMAGES as error:
+            place = f"cannot be read on after line {line}" if line else "cannot be read"
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UsageError(f"{self.path} {place}: {reason}") from None
+        if not line:
+            raise UsageError(f"{self.path}: there are no trades in it")
 
     def _open(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
-        """Return the records, numbered by line from 1."""
         if file.peek(4).startswith(b"PAR1"):
             return self._parquet(file)
         if file.peek(2).startswith(b"\x1f\x8b"):
             file = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)))
-        if not file.peek(1):
-            raise UsageError(f"{self.path}: the file is empty")
         if file.peek(1).lstrip().startswith(b"{"):
             return ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        return self._csv(file)
+
+    def _csv(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
         reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""))
         header = self._known(next(reader, []))
-        cells = itemgetter(*map(header.index, COLUMNS))
-        return ((reader.line_num, _unguarded(cells(row)) if len(row) == len(header) else ()) for row in reader if row)
+        for row in filter(None, reader):
+            record = dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
+            if record and record["ticker"].startswith("'"):
+                record["ticker"] = NOT_A_FORMULA.sub("", record["ticker"])
+            yield reader.line_num, record
 
     def _parquet(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
-        try:
-            import pyarrow.parquet  # comes with Streamlit; takes a quarter of a second
-        except ImportError:
-            raise UsageError(f"{self.path}: for Parquet, pip install pyarrow") from None
+        import pyarrow.parquet  # takes a quarter of a second
+
         content = pyarrow.parquet.ParquetFile(file)
         self._known(content.schema_arrow.names)
         self._rows = content.metadata.num_rows
+        texts = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
         batches = content.iter_batches(LINES_AT_ONCE, columns=list(COLUMNS))
-        texts = ([batch.column(name).cast("string").to_pylist() for name in COLUMNS] for batch in batches)
-        return enumerate(chain.from_iterable(zip(*columns, strict=True) for columns in texts), 1)
+        return enumerate(chain.from_iterable(batch.select(COLUMNS).cast(texts).to_pylist() for batch in batches), 1)
 
     def _known(self, columns: list[str]) -> list[str]:
+        if not columns:
+            raise UsageError(f"{self.path}: the file is empty")
         if missing := [name for name in COLUMNS if name not in columns]:
             raise UsageError(f"{self.path}: there is no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
         return columns
 
 
-def _unguarded(row: Sequence[str]) -> Sequence[str]:
-    """Return the cells as they were before they were kept from being formulas; in a valid trade, only a ticker is."""
-    return [NOT_A_FORMULA.sub("", cell) for cell in row] if "'" in row[1] else row
-
-
 def _trades(records: list[Record]) -> list[Trade]:
     """Return the trades of some records, all at once, which takes half the time."""
-    if isinstance(records[0], bytes):
-        return decode_all(cast(list[bytes], records))
     if not all(records):
         raise InvalidTrade("it has not as many cells as the first line")
     try:
-        return msgspec.convert(list(map(dict, map(zip, repeat(COLUMNS), records))), list[Trade], strict=False)
+        if records and isinstance(records[0], dict):
+            return msgspec.convert(records, list[Trade], strict=False)
+        return decode_all(cast(list[bytes], records))
     except msgspec.ValidationError as error:
         raise InvalidTrade(str(error).replace("$[0]", "$")) from None
 
