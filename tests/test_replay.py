@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer
 
 from pipeline.consumer.dead_letters import DeadLetters
-from pipeline.maintenance.replay import MARK, Replay, unreplayed
+from pipeline.maintenance.replay import MARK, send, transactional_producer, unreplayed
 from pipeline.settings import read_settings
 from pipeline.trade import InvalidTrade
 from tests.conftest import RunScript
@@ -123,14 +123,12 @@ def test_a_replay_that_another_overtakes_is_as_if_it_had_never_been(
     broker: Kafka, command: Command, topic: str, environment: dict[str, str]
 ) -> None:
     settings = read_settings(environment)
-    slow = Replay(settings)
-    slow._producer.begin_transaction()
-    for letter in unreplayed(settings):
-        slow._send(letter)
-    slow._producer.flush()
+    slow = transactional_producer(settings)
+    slow.begin_transaction()
+    send(slow, settings, list(unreplayed(settings)))
     assert command("--replay", "--all").startswith("4 dead")
     with pytest.raises(KafkaException, match="FENCED"):
-        slow._producer.commit_transaction()
+        slow.commit_transaction()
     assert values(broker, topic) == sorted([*REASONS, *REASONS])
 
 

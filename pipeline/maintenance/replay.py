@@ -18,6 +18,7 @@ if __name__ == "__main__":
     take_signals()  # before the slower imports
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,18 +39,16 @@ TRANSACTION_SIZE = 100  # letters; what is traded meanwhile waits for the end of
 FIRST_BYTES = 60
 SECONDS_FOR_BROKER = 10.0
 
-Place = tuple[int, int]  # partition and offset in the dead-letter topic
-
 
 def unreplayed(settings: Settings) -> Iterator[Message]:
     """Yield the letters that have no mark, partition by partition. Reads the topic twice, to hold none of it."""
-    places: set[Place] = set()
-    for message in _read(settings):
+    places: set[str] = set()
+    for message in read(settings):
         if reasons(message):
             places.add(place(message))
         elif mark := dict(headers_of(message)).get(MARK):
-            places.discard(read_place(mark.decode()))
-    for message in _read(settings) if places else ():
+            places.discard(mark.decode())
+    for message in read(settings) if places else ():
         if place(message) in places:
             places.discard(place(message))
             yield message
@@ -57,7 +56,7 @@ def unreplayed(settings: Settings) -> Iterator[Message]:
             return
 
 
-def _read(settings: Settings) -> Iterator[Message]:
+def read(settings: Settings) -> Iterator[Message]:
     """Yield what the dead-letter topic holds. Raises `UserError`, `KafkaException`."""
     topic = settings.dead_letter_topic
     own = {"enable.auto.commit": False, "enable.partition.eof": True, "group.id": settings.group_id}  # joins no group
@@ -77,65 +76,66 @@ def _read(settings: Settings) -> Iterator[Message]:
                 raise KafkaException(error)
 
 
-class Replay:
-    """Sends letters back to their topic, each with its mark."""
+def transactional_producer(settings: Settings) -> Producer:
+    """Take over from a replay that runs or was killed: what it had not completed is as if it had never been."""
+    own: dict[str, Any] = {
+        "transactional.id": f"{settings.dead_letter_topic}.replay",
+        "transaction.timeout.ms": 10_000,  # consumers of the topic wait for one that was killed this long
+        "message.max.bytes": 1_000_000_000,  # the topic's own limit decides
+        "queue.buffering.max.kbytes": 2_000_000_000,
+    }
+    producer = client(Producer, settings.kafka | own)
+    producer.init_transactions(SECONDS_FOR_BROKER)
+    return producer
 
-    def __init__(self, settings: Settings) -> None:
-        """Take over from a replay that runs or was killed: what it had not completed is as if it had never been."""
-        self._settings = settings
-        self._refusal: str | None = None
-        own: dict[str, Any] = {
-            "transactional.id": f"{settings.dead_letter_topic}.replay",
-            "transaction.timeout.ms": 10_000,  # consumers of the topic wait for one that was killed this long
-            "message.max.bytes": 1_000_000_000,  # the topic's own limit decides
-            "queue.buffering.max.kbytes": 2_000_000_000,
-        }
-        self._producer = client(Producer, settings.kafka | own)
-        self._producer.init_transactions(SECONDS_FOR_BROKER)
 
-    def run(self, letters: Iterator[Message]) -> Iterator[int]:
-        """Replay the letters; yield how many, transaction by transaction. Raises `KafkaException`, `UserError`."""
-        while (some := list(islice(letters, TRANSACTION_SIZE))) and not stop_requested():
-            self._producer.begin_transaction()
-            for letter in some:
-                self._send(letter)
-            self._producer.flush()
-            if self._refusal:
-                self._producer.abort_transaction()
-                raise UserError(self._refusal)
-            self._producer.commit_transaction()
-            yield len(some)
+def send(producer: Producer, settings: Settings, letters: list[Message]) -> None:
+    """Send letters back to their topic, each with its mark. Raises `UserError` if Kafka does not take one."""
+    refused: list[str] = []
+    for letter in letters:
 
-    def _send(self, letter: Message) -> None:
-        headers = [(name, value) for name, value in headers_of(letter) if not name.startswith(REASON_PREFIX)]
-
-        def on_delivery(error: KafkaError | None, _: Message) -> None:
+        def on_delivery(error: KafkaError | None, _: Message, name: str = place(letter)) -> None:
             if error is not None:
-                self._refusal = f"Kafka did not take {name_of(place(letter))}: {error.str()}; choose others"
+                refused.append(f"Kafka did not take {name}: {error.str()}; choose others")
 
-        topic = self._settings.topic
-        self._producer.produce(topic, letter.value(), letter.key(), headers=headers, on_delivery=on_delivery)
-        mark = {MARK: name_of(place(letter))}
-        self._producer.produce(self._settings.dead_letter_topic, partition=letter.partition(), headers=mark)
-        self._producer.poll(0)
-
-
-def place(message: Message) -> Place:
-    """Return where in its topic a message is."""
-    return message.partition() or 0, message.offset() or 0
+        headers = [(name, value) for name, value in headers_of(letter) if not name.startswith(REASON_PREFIX)]
+        producer.produce(settings.topic, letter.value(), letter.key(), headers=headers, on_delivery=on_delivery)
+        producer.produce(settings.dead_letter_topic, partition=letter.partition(), headers={MARK: place(letter)})
+        producer.poll(0)
+    producer.flush()
+    if refused:
+        raise UserError(refused[-1])
 
 
-def name_of(place: Place) -> str:
-    """Return a place as it is listed and given: partition:offset."""
-    return f"{place[0]}:{place[1]}"
+def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
+    """Send the chosen letters back, some in a transaction."""
+    count = 0
+    producer = transactional_producer(settings)  # before the marks are read: from here on nobody else adds any
+    letters = filter(chosen, unreplayed(settings))
+    try:
+        while (some := list(islice(letters, TRANSACTION_SIZE))) and not stop_requested():
+            producer.begin_transaction()
+            try:
+                send(producer, settings, some)
+            except UserError:
+                producer.abort_transaction()
+                raise
+            producer.commit_transaction()
+            count += len(some)
+    finally:
+        print(f"{count:,} dead letters replayed to {settings.topic}.")
 
 
-def read_place(text: str) -> Place:
-    """Read what `name_of` wrote."""
-    partition, _, offset = text.partition(":")
-    if not (partition.isdecimal() and offset.isdecimal()):
+def place(message: Message) -> str:
+    """Return where in its topic a message is, as it is listed and given: partition:offset."""
+    return f"{message.partition()}:{message.offset()}"
+
+
+def read_place(text: str) -> str:
+    """Read a place as `place` writes it."""
+    if not re.fullmatch(r"\d+:\d+", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text}: give a place as it is listed, partition:offset, such as 0:17")
-    return int(partition), int(offset)
+    return text
 
 
 def reason(letter: Message) -> str:
@@ -143,35 +143,18 @@ def reason(letter: Message) -> str:
     return printable(reasons(letter).get("exception.message", "no reason is given").strip().partition("\n")[0])
 
 
-def describe(letter: Message) -> str:
-    """Return a letter as one line: its place, where it came from, the reason, its first bytes."""
-    told = reasons(letter)
-    origin = f"{told.get('topic', '?')} {told.get('partition', '?')}:{told.get('offset', '?')}"
-    value = letter.value()
-    shown = "no value" if value is None else f"{value[:FIRST_BYTES]!r}{'…' if len(value) > FIRST_BYTES else ''}"
-    return f"{name_of(place(letter))}  from {origin}  {reason(letter)}  {shown}"
-
-
 def show(letters: Iterator[Message]) -> None:
-    """Print each letter, then how many there are for each reason, its details left out."""
+    """Print each letter (its place, origin, reason, first bytes), then how many there are for each reason."""
     counts: Counter[str] = Counter()
     for letter in letters:
-        print(describe(letter))
-        counts[reason(letter).partition(": ")[0]] += 1
+        told, value = reasons(letter), letter.value()
+        origin = f"{told.get('topic', '?')} {told.get('partition', '?')}:{told.get('offset', '?')}"
+        shown = "no value" if value is None else f"{value[:FIRST_BYTES]!r}{'…' if len(value) > FIRST_BYTES else ''}"
+        print(f"{place(letter)}  from {origin}  {reason(letter)}  {shown}")
+        counts[reason(letter).partition(": ")[0]] += 1  # without its details
     print(f"{counts.total():,} dead letters not replayed yet" + (", by reason:" if counts else "."))
     for text, count in counts.most_common():
         print(f"{count:>9,}  {text}")
-
-
-def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
-    """Send the chosen letters back."""
-    count = 0
-    work = Replay(settings)  # before the marks are read: from here on nobody else adds any
-    try:
-        for done in work.run(filter(chosen, unreplayed(settings))):
-            count += done
-    finally:
-        print(f"{count:,} dead letters replayed to {settings.topic}.")
 
 
 def options() -> argparse.ArgumentParser:

@@ -50,61 +50,53 @@ DELETE_OLDEST = f"""
 
 
 def prune(connection: Connection, retention: timedelta) -> Iterator[int]:
-    """Delete what is older than the retention; yield how many, transaction by transaction. Raises `psycopg2.Error`."""
+    """Delete what is older than the retention; yield how many, transaction by transaction. Raises `psycopg2.Error`.
+
+    Leaves the database at least half of the time to others.
+    """
     start: object = "-infinity"
     while not stop_requested():
+        began = time.monotonic()
         with connection, connection.cursor() as cursor:
             cursor.execute(DELETE_OLDEST, [start, retention])
-            [(count, newest)] = cursor.fetchall()
+            [(count, start)] = cursor.fetchall()
         if not count:
             return
         yield count
-        start = newest
+        wait_for_stop(time.monotonic() - began)
 
 
-def prune_gently(database_url: str, retention: timedelta) -> int:
-    """Make one pass that leaves the database at least half of the time to others; return how many trades went."""
-    total = 0
+def prune_once(database_url: str, retention: timedelta) -> int:
+    """Make one pass through a connection of its own; return how many trades went. Raises `psycopg2.Error`."""
     with closing(connect(database_url)) as connection, watched(database_url, connection):
         with connection, connection.cursor() as cursor:
             cursor.execute(CONNECTION_SETTINGS)
-        began = time.monotonic()
-        for count in prune(connection, retention):
-            total += count
-            wait_for_stop(time.monotonic() - began)
-            began = time.monotonic()
-    return total
+        return sum(prune(connection, retention))
 
 
-def prune_forever(database_url: str, retention: timedelta) -> int:
-    """Make a pass a minute until the user asks to stop, whatever happens to the database; return the trades deleted."""
+def main(options: argparse.Namespace, settings: Settings) -> None:
+    """Make one pass, or a pass a minute until the user asks to stop, whatever happens to the database."""
+    if settings.retention is None:
+        raise UsageError("TRADES_RETENTION is not set, so trades are kept forever: set it, such as to 30d")
+    prepare_table(settings.database_url)
     total = 0
     outage = Outage("PostgreSQL")
     while not stop_requested():
         try:
-            count = prune_gently(database_url, retention)
+            count = prune_once(settings.database_url, settings.retention)
         except psycopg2.Error as error:
+            if options.once:
+                raise UserError(first_line(error)) from None
             outage.report(first_line(error))
             wait_for_stop(SECONDS_BETWEEN_ATTEMPTS)
             continue
         outage.end()
         total += count
+        if options.once:
+            break
         if count:
-            print(f"🧹 {count:,} trades older than {retention} deleted", flush=True)
+            print(f"🧹 {count:,} trades older than {settings.retention} deleted", flush=True)
         wait_for_stop(SECONDS_BETWEEN_PASSES)
-    return total
-
-
-def main(options: argparse.Namespace, settings: Settings) -> None:
-    """Prune once or forever."""
-    if settings.retention is None:
-        raise UsageError("TRADES_RETENTION is not set, so trades are kept forever: set it, such as to 30d")
-    prepare_table(settings.database_url)
-    work = prune_gently if options.once else prune_forever
-    try:
-        total = 0 if stop_requested() else work(settings.database_url, settings.retention)
-    except psycopg2.Error as error:
-        raise UserError(first_line(error)) from None
     print(f"Retention stopped: {total:,} trades deleted.")
 
 
