@@ -73,6 +73,38 @@ FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than 
 Tape = Callable[[int], Trades]  # makes so many trades, now
 
 
+def open_market(seed: int | None, rate: float) -> Tape:
+    """Return a market's tape. With a seed, time passes there by the trade and not by the clock: prices repeat, too."""
+    fake = Faker()
+    if seed is None:
+        return TradeProvider(fake).trade_messages
+    fake.seed_instance(seed)
+    step = round(1e9 / min(rate, NOMINAL_RATE))  # nanoseconds
+    return TradeProvider(fake, market_clock=itertools.count(0, step).__next__).trade_messages
+
+
+def market_steps(tape: Tape, rate: float, count: int) -> Iterator[Step]:
+    """Make trades at a rate (trades/s), the first of them alone."""
+    unit = 0.0 if count == sys.maxsize else 1 / count
+    yield Step(tape(1), share=unit)
+    pace, made = Pace(rate, time.monotonic()), 1
+    while made < count:
+        due = pace.due(time.monotonic(), min(CHUNK, count - made))
+        made += due
+        yield Step(tape(due), pace.wait(), made * unit)
+
+
+def as_if_now(steps: Iterable[Step], tape: Tape) -> Iterator[Step]:
+    """Give recorded trades the ids and timestamps of trades that the market makes at this moment."""
+    for step in steps:
+        present = [decode(message) for _, message in tape(len(step.trades))]
+        trades = [
+            (ticker, encode(replace(decode(message), trade_id=now.trade_id, timestamp=now.timestamp)))
+            for (ticker, message), now in zip(step.trades, present, strict=True)
+        ]
+        yield step._replace(trades=trades)
+
+
 class TradeProducer:
     """Sends trades to Kafka and counts what becomes of them."""
 
@@ -81,9 +113,7 @@ class TradeProducer:
         self.sent = 0  # trades handed to librdkafka
         self.acknowledged = 0  # trades of them that are in Kafka for certain
         self.errors = 0  # trades of them that were not delivered
-        self.delivered_from_start = (
-            sys.maxsize
-        )  # how many of the first trades were delivered, if not all that were sent
+        self.sent_before_error = sys.maxsize  # trades that were sent before the first of them, or a few less
         self.refusal: KafkaError | None = None  # which waiting does not mend
         self._topic = settings.topic
         self._print_each = rate <= READABLE_RATE
@@ -91,7 +121,7 @@ class TradeProducer:
         self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self._reason = ""  # why a broker could not be reached
         self._began = self._second_began = time.monotonic()
-        self._sent_before = self._acknowledged_before = 0
+        self._sent_before = self._acknowledged_before = 0  # then
         self._silent_for = 0.0  # seconds that trades wait for the next acknowledgement
         self.metrics = ProducerMetrics(in_flight=lambda: self.in_flight)
         callbacks = {
@@ -133,25 +163,18 @@ class TradeProducer:
         print(f"{sign} {self.acknowledged:,} trades acknowledged by Kafka in {seconds:.1f} s, {lost:,} not delivered.")
 
     def _send(self, trades: Trades) -> None:
+        """Hand trades to librdkafka. While its queue is full, they wait [2]."""
         produce, topic, on_delivery = self._producer.produce, self._topic, partial(self._on_delivery, self.sent)
         for ticker, message in trades:
-            try:
-                produce(topic, message, ticker, ANY_PARTITION, on_delivery)
-            except BufferError:
-                if not self._send_later(ticker, message, on_delivery):
-                    return
+            while True:
+                try:
+                    produce(topic, message, ticker, ANY_PARTITION, on_delivery)
+                    break
+                except BufferError:
+                    self._serve(SECONDS_UNNOTICED)
+                    if self._ending():
+                        return
             self.sent += 1
-
-    def _send_later(self, ticker: str, message: str | bytes, on_delivery: Callable[..., None]) -> bool:
-        """Wait until librdkafka's queue has room [2]; tell whether it took the trade before the end."""
-        while not self._ending():
-            self._serve(SECONDS_UNNOTICED)
-            try:
-                self._producer.produce(self._topic, message, ticker, ANY_PARTITION, on_delivery)
-                return True
-            except BufferError:
-                continue
-        return False
 
     def _await_acknowledgements(self) -> None:
         while self.in_flight and not self._ending():
@@ -159,6 +182,19 @@ class TradeProducer:
 
     def _ending(self) -> bool:
         return stop_requested() or self.refusal is not None
+
+    def _serve(self, seconds: float) -> None:
+        """Let librdkafka report for so long, or until it has; once a second, say how things are."""
+        self._producer.poll(seconds)
+        self._count_acknowledged()
+        passed = time.monotonic() - self._second_began
+        if passed >= 1:
+            self._watch_for_outage(passed)
+            self._print_second(passed)
+            self.metrics.sent.inc(self.sent - self._sent_before)
+            self.metrics.acknowledged.inc(self.acknowledged - self._acknowledged_before)
+            self._second_began += passed
+            self._sent_before, self._acknowledged_before = self.sent, self.acknowledged
 
     def _count_acknowledged(self) -> None:
         """[3] Count what is sent and neither with librdkafka any more nor reported as an error.
@@ -169,32 +205,24 @@ class TradeProducer:
         """
         self.acknowledged = max(self.acknowledged, self.sent - len(self._producer) - self.errors)
 
-    def _serve(self, seconds: float) -> None:
-        """Let librdkafka report for so long, or until it has; once a second, print a line and see if Kafka is back."""
-        self._producer.poll(seconds)
-        self._count_acknowledged()
-        passed = time.monotonic() - self._second_began
-        if passed < 1:
-            return
-        self.metrics.sent.inc(self.sent - self._sent_before)
-        self.metrics.acknowledged.inc(self.acknowledged - self._acknowledged_before)
+    def _watch_for_outage(self, passed: float) -> None:
         if self.acknowledged > self._acknowledged_before or not self.in_flight:
             self._silent_for, self._reason = 0.0, ""
             self._outage.end()
-        else:
-            self._silent_for += passed
-            if self._silent_for > SECONDS_OF_SILENCE:
-                # To a broker that came back without its memory, librdkafka would offer the same trades for ever.
-                self._outage.report(self._reason or "no acknowledgements (a broker started empty needs a new producer)")
-        if not self._print_each and self.sent != 1:
-            print(
-                f"📤 {(self.sent - self._sent_before) / passed:,.0f} trades/s; {self.sent:,} sent, "
-                f"{self.acknowledged:,} acknowledged, {self.in_flight:,} in flight, {self.errors:,} errors"
-                f"{self._progress()}",
-                flush=True,
-            )
-        self._second_began += passed
-        self._sent_before, self._acknowledged_before = self.sent, self.acknowledged
+            return
+        self._silent_for += passed
+        if self._silent_for > SECONDS_OF_SILENCE:
+            # To a broker that came back without its memory, librdkafka would offer the same trades for ever.
+            self._outage.report(self._reason or "no acknowledgements (a broker started empty needs a new producer)")
+
+    def _print_second(self, passed: float) -> None:
+        if self._print_each or self.sent == 1:  # which waits for the connection
+            return
+        print(
+            f"📤 {(self.sent - self._sent_before) / passed:,.0f} trades/s; {self.sent:,} sent, {self.acknowledged:,} "
+            f"acknowledged, {self.in_flight:,} in flight, {self.errors:,} errors{self._progress()}",
+            flush=True,
+        )
 
     def _progress(self) -> str:
         """Tell how much of the whole is sent, and how long the rest will take."""
@@ -208,94 +236,17 @@ class TradeProducer:
         if error is not None:
             self.errors += 1
             self.metrics.errors.inc()
-            self.delivered_from_start = min(self.delivered_from_start, sent_before)
+            self.sent_before_error = min(self.sent_before_error, sent_before)
             if error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # of close()
                 self.refusal = error
             return
-        print(
-            f"📤 {describe(decode(message.value()))}"
-            f"  → {message.topic()}, partition {message.partition()}, offset {message.offset()}"
-            f"{self._progress()}",
-            flush=True,
-        )
+        place = f"{message.topic()}, partition {message.partition()}, offset {message.offset()}"
+        print(f"📤 {describe(decode(message.value()))}  → {place}{self._progress()}", flush=True)
 
     def _on_error(self, error: KafkaError) -> None:
         """Note why a broker cannot be reached; librdkafka retries. Fatal errors are raised by poll() instead."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows on the one that says why
             self._reason = error.str()
-
-
-def read_rate(text: str) -> float:
-    """Read a number above 0, or max for as many or as fast as Kafka takes."""
-    if text == "max":
-        return MAX
-    if not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= MAX:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0, such as 1, 0.5 or 5000, or max")
-    return float(text)
-
-
-def read_count(text: str, least: int = 1) -> int:
-    """Read a number of trades."""
-    if not text.isdecimal() or not least <= int(text) < sys.maxsize:
-        raise argparse.ArgumentTypeError(f"{text}: give a number of trades, such as 1000")
-    return int(text)
-
-
-def options() -> argparse.ArgumentParser:
-    """Return the command line's options; a wrong one is one line, exit code 2."""
-    known = parser(__doc__)
-    source = known.add_mutually_exclusive_group()
-    source.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
-    source.add_argument("--replay", metavar="FILE", help="send the trades of a recording instead of the market's")
-    known.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
-    known.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
-    replay = known.add_argument_group("with --replay")
-    replay.add_argument(
-        "--speed", type=read_rate, default=1.0, metavar="N|max", help="times the recorded pace (default: 1)"
-    )
-    replay.add_argument(
-        "--now", action="store_true", help="give the trades new ids, and the time at which they are sent"
-    )
-    replay.add_argument(
-        "--skip", type=partial(read_count, least=0), default=0, metavar="N", help="leave out the first N trades"
-    )
-    replay.add_argument(
-        "--strict", action="store_true", help="end at the first invalid line, instead of leaving it out"
-    )
-    add_option(known)
-    return known
-
-
-def open_market(seed: int | None, rate: float) -> Tape:
-    """Return a market's tape. With a seed, time passes there by the trade and not by the clock: prices repeat, too."""
-    fake = Faker()
-    if seed is None:
-        return TradeProvider(fake).trade_messages
-    fake.seed_instance(seed)
-    step = round(1e9 / min(rate, NOMINAL_RATE))  # nanoseconds
-    return TradeProvider(fake, market_clock=itertools.count(0, step).__next__).trade_messages
-
-
-def market_steps(tape: Tape, rate: float, count: int) -> Iterator[Step]:
-    """Make trades at a rate (trades/s), the first of them alone."""
-    unit = 0.0 if count == sys.maxsize else 1 / count
-    yield Step(tape(1), share=unit)
-    pace, made = Pace(rate, time.monotonic()), 1
-    while made < count:
-        due = pace.due(time.monotonic(), min(CHUNK, count - made))
-        made += due
-        yield Step(tape(due), pace.wait(), made * unit)
-
-
-def as_if_now(steps: Iterable[Step], tape: Tape) -> Iterator[Step]:
-    """Give recorded trades the ids and timestamps of trades that the market makes at this moment."""
-    for step in steps:
-        trades = []
-        for (ticker, recorded), (_, made) in zip(step.trades, tape(len(step.trades)), strict=True):
-            now = decode(made)
-            trade = replace(decode(recorded), trade_id=now.trade_id, timestamp=now.timestamp)
-            trades.append((ticker, encode(trade)))
-        yield step._replace(trades=trades)
 
 
 def main(options: argparse.Namespace, settings: Settings) -> None:
@@ -324,10 +275,45 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
         if recording and recording.left_out:
             print(f"⚠️  {recording.left_out:,} invalid lines of {recording.path} were left out.")
         if recording and (not recording.finished or producer.errors):
-            done = options.skip + min(producer.sent, producer.delivered_from_start)
+            done = options.skip + min(producer.sent, producer.sent_before_error)
             print(f"To go on, --replay {shlex.quote(recording.path)} --skip {done}")
     if producer.refusal is not None:
         raise UserError(f"Kafka takes no more trades: {producer.refusal.str()}")
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the command line's options; a wrong one is one line, exit code 2."""
+    known = parser(__doc__)
+    source = known.add_mutually_exclusive_group()
+    source.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
+    source.add_argument("--replay", metavar="FILE", help="send the trades of a recording instead of the market's")
+    known.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
+    known.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
+    replay = known.add_argument_group("with --replay")
+    replay.add_argument("--speed", type=read_rate, default=1.0, metavar="N|max", help="times the recorded pace")
+    replay.add_argument("--now", action="store_true", help="give the trades new ids, and the time of sending")
+    replay.add_argument(
+        "--skip", type=partial(read_count, least=0), default=0, metavar="N", help="leave out the first N"
+    )
+    replay.add_argument("--strict", action="store_true", help="end at the first invalid line, do not leave it out")
+    add_option(known)
+    return known
+
+
+def read_rate(text: str) -> float:
+    """Read a number above 0, or max for as many or as fast as Kafka takes."""
+    if text == "max":
+        return MAX
+    if not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= MAX:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0, such as 1, 0.5 or 5000, or max")
+    return float(text)
+
+
+def read_count(text: str, least: int = 1) -> int:
+    """Read a number of trades."""
+    if not text.isdecimal() or not least <= int(text) < sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of trades, such as 1000")
+    return int(text)
 
 
 if __name__ == "__main__":
