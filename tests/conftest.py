@@ -1,4 +1,7 @@
-"""What the tests share: a broker, a PostgreSQL, a database and a topic of each test's own, scripts as processes."""
+"""What the tests share: a broker, a PostgreSQL, a database and a topic of each test's own, scripts as processes.
+
+Where several processes share the work (pytest-xdist), the first of all starts the broker that the others use.
+"""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,10 +10,12 @@ from types import FrameType
 from uuid import uuid4
 
 import pytest
+from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
-from tests.services import Database, Kafka, Postgres, Script, environment_of
+from tests.services import Database, Kafka, KafkaClient, Postgres, Script, environment_of
 
 RunScript = Callable[..., Script]
+BROKER = pytest.StashKey[Kafka]()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -22,12 +27,27 @@ def pytest_configure() -> None:
         signal.signal(ending, _interrupt)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tell a worker of pytest-xdist where the broker is, which has started before the first of them."""
+    node.workerinput["bootstrap_servers"] = shared_broker(node.config).bootstrap_servers
+
+
+def shared_broker(config: pytest.Config) -> Kafka:
+    """Return the broker of this run, which stops when the run has ended."""
+    if BROKER not in config.stash:
+        servers = ExitStack()
+        config.add_cleanup(servers.close)
+        config.stash[BROKER] = servers.enter_context(Kafka())
+        config.stash[BROKER].archive_classes()  # so that the other brokers start quickly
+    return config.stash[BROKER]
+
+
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Kafka]:
+def broker(pytestconfig: pytest.Config) -> KafkaClient:
     """A broker for the whole suite; a test that harms it takes `own_broker`."""
-    with Kafka() as server:
-        server.archive_classes()  # so that the other brokers start quickly
-        yield server
+    worker = getattr(pytestconfig, "workerinput", None)
+    return KafkaClient(worker["bootstrap_servers"]) if worker else shared_broker(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +86,7 @@ def topic() -> str:
 
 
 @pytest.fixture
-def environment(broker: Kafka, database: Database, topic: str) -> dict[str, str]:
+def environment(broker: KafkaClient, database: Database, topic: str) -> dict[str, str]:
     """The environment of a script that uses this test's broker, topic, group and database."""
     return environment_of(broker.bootstrap_servers, database.url, topic, f"group-{topic}")
 

@@ -30,7 +30,7 @@ from pipeline.settings import read_settings
 from pipeline.trade import Trade, copy_lines, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
-from tests.services import SECONDS_TO_END, Database, Kafka, Postgres, Script, eventually
+from tests.services import SECONDS_TO_END, Database, Kafka, KafkaClient, Postgres, Script, eventually
 
 STARTED = "🟢 Consumer started. Waiting for trades..."
 
@@ -52,7 +52,7 @@ def started(run_script: RunScript, *options: str, **variables: str) -> Script:
 
 
 def test_every_value_arrives_as_it_was_sent(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -78,7 +78,7 @@ def test_every_value_arrives_as_it_was_sent(
 
 
 def test_bad_messages_become_dead_letters_and_delay_no_good_one(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -101,7 +101,7 @@ def test_bad_messages_become_dead_letters_and_delay_no_good_one(
 
 
 def test_a_new_group_starts_at_the_end(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade(ticker="OLD")])
@@ -114,7 +114,7 @@ def test_a_new_group_starts_at_the_end(
 
 
 def test_what_was_traded_after_the_first_join_survives_a_kill_before_the_first_batch(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade(ticker="OLD")])
@@ -128,7 +128,7 @@ def test_what_was_traded_after_the_first_join_survives_a_kill_before_the_first_b
 
 
 def test_redelivered_trades_are_stored_once(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     trades = [trade() for _ in range(3000)]
@@ -143,7 +143,7 @@ def test_redelivered_trades_are_stored_once(
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_one_line_and_exit_code_0(broker: Kafka, run_script: RunScript, ending: signal.Signals) -> None:
+def test_a_stop_is_one_line_and_exit_code_0(broker: KafkaClient, run_script: RunScript, ending: signal.Signals) -> None:
     consumer = started(run_script)
     assert consumer.stop(ending) == 0
     assert consumer.stdout.splitlines()[-1].startswith("Consumer stopped: 0 trades stored")
@@ -184,7 +184,7 @@ def test_a_table_that_is_not_ours_is_named(database: Database, run_script: RunSc
     assert "trades.side is missing" in consumer.stderr
 
 
-def test_a_missing_table_is_created(broker: Kafka, database: Database, run_script: RunScript) -> None:
+def test_a_missing_table_is_created(broker: KafkaClient, database: Database, run_script: RunScript) -> None:
     database.query("DROP TABLE trades")
     consumer = started(run_script)
     assert database.count() == 0
@@ -209,7 +209,7 @@ BREAKS = {
 
 @pytest.mark.parametrize("broken", BREAKS)
 def test_a_broken_table_is_no_trades_fault(
-    broker: Kafka, postgres: Postgres, database: Database, topic: str, run_script: RunScript, broken: str
+    broker: KafkaClient, postgres: Postgres, database: Database, topic: str, run_script: RunScript, broken: str
 ) -> None:
     database.query("DROP ROLE IF EXISTS writer")
     database.query("CREATE ROLE writer LOGIN PASSWORD 'kafka_password'")
@@ -233,7 +233,12 @@ def test_a_broken_table_is_no_trades_fault(
 
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_a_row_that_only_postgresql_refuses_is_one_dead_letter(
-    partitions: int, broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    partitions: int,
+    broker: KafkaClient,
+    database: Database,
+    topic: str,
+    environment: dict[str, str],
+    run_script: RunScript,
 ) -> None:
     """Its message is told from the others, also where these were sorted."""
     database.query("ALTER TABLE trades ADD CONSTRAINT no_penny_stocks CHECK (price > 1)")
@@ -266,7 +271,7 @@ def test_a_batch_is_sorted_by_key_and_each_line_keeps_its_message() -> None:
 
 
 def test_a_stop_while_the_database_is_down_loses_nothing(
-    broker: Kafka, own_postgres: Postgres, topic: str, run_script: RunScript
+    broker: KafkaClient, own_postgres: Postgres, topic: str, run_script: RunScript
 ) -> None:
     database = own_postgres.database
     broker.create_topic(topic)
@@ -284,7 +289,7 @@ def test_a_stop_while_the_database_is_down_loses_nothing(
 
 
 def test_an_outage_longer_than_the_poll_interval_keeps_the_place_in_the_group(
-    broker: Kafka, own_postgres: Postgres, topic: str, run_script: RunScript
+    broker: KafkaClient, own_postgres: Postgres, topic: str, run_script: RunScript
 ) -> None:
     database = own_postgres.database
     broker.create_topic(topic)
@@ -310,7 +315,7 @@ def test_an_outage_longer_than_the_poll_interval_keeps_the_place_in_the_group(
 
 
 def test_a_group_that_cannot_be_joined_is_told_and_joined_when_it_can(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()])
@@ -327,7 +332,7 @@ def test_a_group_that_cannot_be_joined_is_told_and_joined_when_it_can(
 
 
 def test_fuzzed_messages_add_up(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     messages = list(mutations(seed=4, count=5_000))
     rows = {row for message in messages if (row := expected_row(message))}
@@ -343,7 +348,7 @@ def test_fuzzed_messages_add_up(
 
 
 def test_headers_whose_name_is_not_utf_8_do_no_harm(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     for value in (trade(), b"bad"):
@@ -358,7 +363,7 @@ def test_headers_whose_name_is_not_utf_8_do_no_harm(
     assert consumer.stop() == 0
 
 
-def produce_raw(broker: Kafka, topic: str, value: bytes, header: bytes) -> None:
+def produce_raw(broker: KafkaClient, topic: str, value: bytes, header: bytes) -> None:
     """Produce one message to partition 0, with a header of a name that confluent-kafka crashes on."""
 
     def sized(data: bytes) -> bytes:
@@ -376,7 +381,8 @@ def produce_raw(broker: Kafka, topic: str, value: bytes, header: bytes) -> None:
     name = struct.pack(">h", len(topic)) + topic.encode()
     request = struct.pack(">hhihhhii", 0, 3, 1, -1, -1, -1, 10_000, 1) + name  # Produce, version 3
     request += struct.pack(">iii", 1, 0, len(batch)) + batch
-    with socket.create_connection((broker.address.host, broker.address.port)) as connection:
+    host, port = broker.bootstrap_servers.split(":")
+    with socket.create_connection((host, int(port))) as connection:
         connection.sendall(struct.pack(">i", len(request)) + request)
         answer = connection.makefile("rb")
         answer.read(4 + 4 + 4 + 2 + len(topic) + 4 + 4)  # up to the partition's error
@@ -393,7 +399,7 @@ def crc32c(data: bytes) -> int:
 
 
 def test_a_value_of_a_megabyte_is_a_dead_letter(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     huge = trade(ticker="x" * 1_000_000)
@@ -405,7 +411,7 @@ def test_a_value_of_a_megabyte_is_a_dead_letter(
     assert consumer.stop() == 0
 
 
-def configure(broker: Kafka, topic: str, **settings: str) -> None:
+def configure(broker: KafkaClient, topic: str, **settings: str) -> None:
     """Change a topic's settings, given as max_message_bytes="1000"."""
     changes = [
         ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
@@ -417,7 +423,7 @@ def configure(broker: Kafka, topic: str, **settings: str) -> None:
 
 
 def test_good_trades_are_stored_while_kafka_refuses_the_dead_letters(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -436,7 +442,7 @@ def test_good_trades_are_stored_while_kafka_refuses_the_dead_letters(
 
 
 def test_a_rebalance_does_not_wait_for_a_dead_letter_that_kafka_refuses(
-    broker: Kafka, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    broker: KafkaClient, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_letters, "SECONDS_BETWEEN_ATTEMPTS", (120.0, 120.0))
     broker.create_topic(topic)
@@ -460,7 +466,7 @@ def test_a_rebalance_does_not_wait_for_a_dead_letter_that_kafka_refuses(
 
 
 def test_a_flood_of_dead_letters_that_kafka_refuses_pauses_the_consumer(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -478,7 +484,7 @@ def test_a_flood_of_dead_letters_that_kafka_refuses_pauses_the_consumer(
 
 
 def test_large_messages_are_bounded_by_their_bytes(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -497,7 +503,7 @@ def test_large_messages_are_bounded_by_their_bytes(
 
 
 def test_a_topic_made_again_is_read_from_its_oldest_trade(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script)
@@ -514,7 +520,7 @@ def test_a_topic_made_again_is_read_from_its_oldest_trade(
 
 
 def test_messages_that_are_gone_are_told(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -531,7 +537,9 @@ def test_messages_that_are_gone_are_told(
     assert consumer.stop() == 0
 
 
-def test_a_consumer_that_another_replaces_ends_with_one_line(broker: Kafka, topic: str, run_script: RunScript) -> None:
+def test_a_consumer_that_another_replaces_ends_with_one_line(
+    broker: KafkaClient, topic: str, run_script: RunScript
+) -> None:
     broker.create_topic(topic)
     first = started(run_script, "--from-beginning", KAFKA_GROUP_INSTANCE_ID="one")
     broker.produce(topic, [trade()])
@@ -544,7 +552,7 @@ def test_a_consumer_that_another_replaces_ends_with_one_line(broker: Kafka, topi
 
 
 def test_a_ticker_cannot_meddle_with_the_terminal(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -556,7 +564,7 @@ def test_a_ticker_cannot_meddle_with_the_terminal(
 
 
 def test_starting_offsets_are_asked_for_until_kafka_answers(
-    broker: Kafka,
+    broker: KafkaClient,
     database: Database,
     topic: str,
     environment: dict[str, str],
@@ -616,7 +624,7 @@ def small_disk(own_postgres: Postgres) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_no_trades_fault(
-    broker: Kafka, own_postgres: Postgres, small_disk: Path, topic: str, run_script: RunScript
+    broker: KafkaClient, own_postgres: Postgres, small_disk: Path, topic: str, run_script: RunScript
 ) -> None:
     database = own_postgres.database
     broker.create_topic(topic)
@@ -688,7 +696,7 @@ def test_a_stop_while_the_broker_dies_in_a_rebalance(own_broker: Kafka, topic: s
 
 
 def test_a_stop_while_a_lock_keeps_the_table(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:
     broker.create_topic(topic)
     consumer = started(run_script, "--from-beginning")
@@ -707,7 +715,7 @@ def test_a_stop_while_a_lock_keeps_the_table(
 
 
 def test_consumers_that_join_leave_and_die_share_the_partitions(
-    broker: Kafka, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:
     broker.create_topic(topic, partitions=6)
     consumers = [started(run_script, "--from-beginning") for _ in range(3)]

@@ -9,10 +9,12 @@ from pipeline.consumer.dead_letters import DeadLetters
 from pipeline.reasons import MAX_REASON_LENGTH, reasons
 from pipeline.settings import read_settings
 from pipeline.trade import InvalidTrade
-from tests.services import Kafka, eventually
+from tests.services import Kafka, KafkaClient, eventually
 
 
-def test_a_dead_letter_is_its_message_and_the_reason(broker: Kafka, topic: str, environment: dict[str, str]) -> None:
+def test_a_dead_letter_is_its_message_and_the_reason(
+    broker: KafkaClient, topic: str, environment: dict[str, str]
+) -> None:
     broker.create_topic(topic)
     broker.create_topic(f"{topic}.dlq")
     broker.produce(topic, [b"good", b"\x00\xff bad"], key=b"\xfe key")
@@ -57,7 +59,7 @@ def test_a_broker_that_is_away_is_waited_for(own_broker: Kafka, topic: str, envi
 
 
 def test_refused_letters_are_bounded_retried_and_forgotten(
-    broker: Kafka, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    broker: KafkaClient, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_letters, "MAX_OUTSTANDING", 2)
     monkeypatch.setattr(dead_letters, "SECONDS_BETWEEN_ATTEMPTS", (0.01, 0.1))

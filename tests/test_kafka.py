@@ -11,14 +11,14 @@ from pipeline import kafka
 from pipeline.kafka import ensure_topic, wait_for_brokers
 from pipeline.settings import Settings, read_settings
 from pipeline.user_error import UsageError, UserError
-from tests.services import Kafka, eventually, free_port
+from tests.services import Kafka, KafkaClient, eventually, free_port
 
 
 def settings_for(bootstrap_servers: str, **variables: str) -> Settings:
     return read_settings({"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers} | variables)
 
 
-def test_a_broker_that_is_there_is_not_waited_for(broker: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broker_that_is_there_is_not_waited_for(broker: KafkaClient, capsys: pytest.CaptureFixture[str]) -> None:
     wait_for_brokers(settings_for(broker.bootstrap_servers), patience=10)
     assert capsys.readouterr().err == ""
 
@@ -53,14 +53,14 @@ def test_a_property_that_librdkafka_does_not_know_is_the_users_to_correct(variab
         wait_for_brokers(settings_for("127.0.0.1:9", **variables), patience=10)
 
 
-def test_a_missing_topic_is_created_once(broker: Kafka, topic: str) -> None:
+def test_a_missing_topic_is_created_once(broker: KafkaClient, topic: str) -> None:
     ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="3"), topic, 10)
     eventually(lambda: broker.partitions(topic) == 3)
     ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="5"), topic, 10)
     assert broker.partitions(topic) == 3
 
 
-def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: Kafka, topic: str) -> None:
+def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: KafkaClient, topic: str) -> None:
     failures: list[UserError] = []
 
     def create() -> None:
@@ -109,12 +109,12 @@ def test_a_broker_that_dies_as_it_creates_or_changes_the_topic_is_waited_for(
     assert not caplog.messages
 
 
-def retention(broker: Kafka, topic: str) -> int:
+def retention(broker: KafkaClient, topic: str) -> int:
     resource = ConfigResource(ResourceType.TOPIC, topic)
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})  # kept while it works
     return int(admin.describe_configs([resource])[resource].result()["retention.ms"].value)
 
 
-def test_a_name_that_kafka_refuses_is_told(broker: Kafka) -> None:
+def test_a_name_that_kafka_refuses_is_told(broker: KafkaClient) -> None:
     with pytest.raises(UserError, match="not a topic"):
         ensure_topic(settings_for(broker.bootstrap_servers), "not a topic", 10)

@@ -13,7 +13,7 @@ from pipeline.metrics import ConsumerMetrics, Metrics, ProducerMetrics
 from pipeline.trade import InvalidTrade
 from tests.conftest import RunScript
 from tests.messages import mutations, trade
-from tests.services import Database, Kafka, Postgres, Script, eventually, free_port
+from tests.services import Database, KafkaClient, Postgres, Script, eventually, free_port
 
 Scrape = Callable[[], dict[str, float]]
 
@@ -40,7 +40,7 @@ def consumer(run_script: RunScript) -> tuple[Script, Scrape]:
 
 
 def test_the_consumer_counts_what_becomes_of_messages(
-    broker: Kafka, database: Database, topic: str, consumer: tuple[Script, Scrape]
+    broker: KafkaClient, database: Database, topic: str, consumer: tuple[Script, Scrape]
 ) -> None:
     script, scrape = consumer
     trades = [trade() for _ in range(100)]
@@ -60,7 +60,7 @@ def test_the_consumer_counts_what_becomes_of_messages(
 
 
 def test_the_database_is_seen_to_go_and_come_back(
-    broker: Kafka, own_postgres: Postgres, topic: str, run_script: RunScript
+    broker: KafkaClient, own_postgres: Postgres, topic: str, run_script: RunScript
 ) -> None:
     port = free_port()
     variables = {"DATABASE_URL": own_postgres.url}
@@ -76,7 +76,7 @@ def test_the_database_is_seen_to_go_and_come_back(
     assert script.stop() == 0
 
 
-def test_the_producer_counts_what_becomes_of_trades(broker: Kafka, run_script: RunScript) -> None:
+def test_the_producer_counts_what_becomes_of_trades(broker: KafkaClient, run_script: RunScript) -> None:
     port = free_port()
     script = run_script("producer.py", "--rate", "100", "--metrics-port", str(port))
     eventually(lambda: samples(port)["trades_acknowledged_total"] >= 100 if "📤" in script.stdout else False)
@@ -89,7 +89,7 @@ def test_the_producer_counts_what_becomes_of_trades(broker: Kafka, run_script: R
 
 
 @pytest.mark.parametrize("script", ["producer.py", "consumer.py"])
-def test_what_the_user_got_wrong_is_one_line(broker: Kafka, run_script: RunScript, script: str) -> None:
+def test_what_the_user_got_wrong_is_one_line(broker: KafkaClient, run_script: RunScript, script: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

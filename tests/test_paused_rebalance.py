@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.trade import Trade, encode
 from tests.conftest import RunScript
-from tests.services import Database, Kafka, eventually
+from tests.services import Database, KafkaClient, eventually
 
 TRADES_A_PARTITION = 60_000  # a consumer with two partitions holds 80,000 trades, and pauses
 PARTITIONS = 3
@@ -26,7 +26,7 @@ def waiting_for_the_table(database: Database) -> int:
 
 @pytest.mark.slow
 def test_partitions_that_were_paused_when_they_changed_hands_are_read_on(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:
     broker.create_topic(topic, PARTITIONS)
     for partition in range(PARTITIONS):

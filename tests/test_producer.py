@@ -18,7 +18,7 @@ from pipeline.command import run
 from pipeline.settings import read_settings
 from pipeline.trade import Trade, decode
 from tests.conftest import RunScript
-from tests.services import ROOT, Kafka, eventually, free_port
+from tests.services import ROOT, Kafka, KafkaClient, eventually, free_port
 
 PRINTED = re.compile(
     r"📤 (?P<timestamp>\S+Z)  (?P<ticker>\w+) +(?P<side>buy|sell) +(?P<volume>[\d,]+) @ (?P<price>[\d,.]+)"
@@ -56,7 +56,9 @@ def asleep(broker: Kafka) -> Iterator[None]:
         os.kill(broker.process.pid, signal.SIGCONT)
 
 
-def test_a_count_at_full_speed_is_in_the_topic_once_each(broker: Kafka, topic: str, run_script: RunScript) -> None:
+def test_a_count_at_full_speed_is_in_the_topic_once_each(
+    broker: KafkaClient, topic: str, run_script: RunScript
+) -> None:
     script = run_script("producer.py", "--count", "20000", "--rate", "max")
     assert script.wait() == 0
     messages = broker.read(topic)
@@ -69,7 +71,7 @@ def test_a_count_at_full_speed_is_in_the_topic_once_each(broker: Kafka, topic: s
 
 
 def test_each_trade_and_its_delivery_are_printed_at_a_readable_rate(
-    broker: Kafka, topic: str, run_script: RunScript
+    broker: KafkaClient, topic: str, run_script: RunScript
 ) -> None:
     script = run_script("producer.py", "--count", "5", "--rate", "20")
     assert script.wait() == 0
@@ -106,7 +108,7 @@ def test_above_a_line_a_second_counts(run_script: RunScript) -> None:
 
 
 @pytest.mark.parametrize("rate", ["1000", "max"])
-def test_a_seed_makes_the_same_trades(rate: str, broker: Kafka, topic: str, run_script: RunScript) -> None:
+def test_a_seed_makes_the_same_trades(rate: str, broker: KafkaClient, topic: str, run_script: RunScript) -> None:
     def values(topic: str) -> list[tuple[object, ...]]:
         words = ("producer.py", "--seed", "7", "--count", "2000", "--rate", rate)
         assert run_script(*words, KAFKA_TOPIC=topic).wait() == 0
@@ -121,7 +123,7 @@ def test_a_seed_makes_the_same_trades(rate: str, broker: Kafka, topic: str, run_
 @pytest.mark.parametrize("rate", ["1", "2000", "max"])
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_delivers_what_was_sent(
-    rate: str, ending: signal.Signals, broker: Kafka, topic: str, run_script: RunScript
+    rate: str, ending: signal.Signals, broker: KafkaClient, topic: str, run_script: RunScript
 ) -> None:
     script = run_script("producer.py", "--rate", rate)
     script.wait_for_line("📤")

@@ -27,7 +27,7 @@ from tests.containers import (
     run_postgres_program,
 )
 from tests.messages import trade
-from tests.services import ROOT, Kafka, Postgres, Script, environment_of, eventually, free_port
+from tests.services import ROOT, Kafka, KafkaClient, Postgres, Script, environment_of, eventually, free_port
 from tests.test_contract import CONTRACT
 
 README = (ROOT / "README.md").read_text()
@@ -135,7 +135,7 @@ def test_the_producer_runs(command: Command, run_script: RunScript) -> None:
     assert script.stderr == ""
 
 
-def test_the_consumer_runs_and_reads_from_the_beginning(run_script: RunScript, broker: Kafka, topic: str) -> None:
+def test_the_consumer_runs_and_reads_from_the_beginning(run_script: RunScript, broker: KafkaClient, topic: str) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()])
     assert "`python consumer.py --from-beginning`" in PAGES
@@ -229,7 +229,7 @@ def run_local_tool(words: list[str], bootstrap_servers: str) -> subprocess.Compl
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def consume_once(broker: Kafka) -> None:
+def consume_once(broker: KafkaClient) -> None:
     """Let the consumer join its group and store what there is."""
     with Postgres() as server:
         group = read_settings({}).group_id

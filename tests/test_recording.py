@@ -24,7 +24,7 @@ from pipeline.user_error import UsageError
 from tests.conftest import RunScript
 from tests.messages import FIELDS, expected_row, mutations, trade
 from tests.recorded_day import PATH, TRADES, recorded_day
-from tests.services import Database, Kafka, eventually
+from tests.services import Database, KafkaClient, eventually
 
 FLAT_OUT = 1e9
 MICROSECOND = 1e-6
@@ -283,7 +283,7 @@ def test_the_recorded_day_is_what_the_market_makes(clock: Clock) -> None:
 
 
 def test_the_round_trip_is_exact(
-    broker: Kafka, database: Database, topic: str, tmp_path: Path, run_script: RunScript
+    broker: KafkaClient, database: Database, topic: str, tmp_path: Path, run_script: RunScript
 ) -> None:
     """Trades → table → CSV as psql writes it, and as the page's button does → replay into an empty table."""
     made_ = run_script("producer.py", "--rate", "max", "--count", "3000")
@@ -313,7 +313,7 @@ def test_the_round_trip_is_exact(
 
 
 def test_now_gives_new_ids_and_the_time_of_sending(
-    broker: Kafka, topic: str, tmp_path: Path, run_script: RunScript
+    broker: KafkaClient, topic: str, tmp_path: Path, run_script: RunScript
 ) -> None:
     old = made(500, ticker="OLD")
     as_csv(old, tmp_path / "trades.csv")
@@ -327,7 +327,7 @@ def test_now_gives_new_ids_and_the_time_of_sending(
 
 
 def test_a_stop_says_how_to_go_on_and_nothing_is_missing(
-    broker: Kafka, topic: str, tmp_path: Path, run_script: RunScript
+    broker: KafkaClient, topic: str, tmp_path: Path, run_script: RunScript
 ) -> None:
     rows = made(3000)
     path = tmp_path / "my trades.csv"

@@ -11,7 +11,7 @@ from pipeline.maintenance.replay import MARK, send, transactional_producer, unre
 from pipeline.settings import read_settings
 from pipeline.trade import InvalidTrade
 from tests.conftest import RunScript
-from tests.services import Kafka
+from tests.services import KafkaClient
 
 Command = Callable[..., str]
 
@@ -24,7 +24,7 @@ REASONS = {
 
 
 @pytest.fixture
-def letters(broker: Kafka, topic: str, environment: dict[str, str]) -> None:
+def letters(broker: KafkaClient, topic: str, environment: dict[str, str]) -> None:
     """Four messages that became dead letters, their keys, headers and reasons with them."""
     broker.create_topic(topic, partitions=2)
     broker.create_topic(f"{topic}.dlq")
@@ -35,7 +35,7 @@ def letters(broker: Kafka, topic: str, environment: dict[str, str]) -> None:
     publish(broker, topic, environment)
 
 
-def publish(broker: Kafka, topic: str, environment: dict[str, str]) -> None:
+def publish(broker: KafkaClient, topic: str, environment: dict[str, str]) -> None:
     """Make a dead letter of each message in the topic."""
     dead_letters = DeadLetters(read_settings(environment))
     messages = broker.read(topic)
@@ -60,7 +60,7 @@ def command(run_script: RunScript) -> Command:
     return run
 
 
-def values(broker: Kafka, topic: str) -> list[bytes]:
+def values(broker: KafkaClient, topic: str) -> list[bytes]:
     return sorted(message.value() or b"" for message in broker.read(topic))
 
 
@@ -80,7 +80,7 @@ def test_they_are_listed_with_place_origin_reason_and_first_bytes(command: Comma
 
 
 @pytest.mark.usefixtures("letters")
-def test_a_replay_leaves_key_value_and_headers_as_they_came(broker: Kafka, command: Command, topic: str) -> None:
+def test_a_replay_leaves_key_value_and_headers_as_they_came(broker: KafkaClient, command: Command, topic: str) -> None:
     assert command("--replay", "0:1") == f"1 dead letters replayed to {topic}."
     [*_, replayed] = sorted(broker.read(topic), key=lambda message: message.timestamp())
     assert (replayed.value(), replayed.key(), replayed.headers()) == (b"dear", b"\xfe key", [("trace", b"7")])
@@ -88,7 +88,7 @@ def test_a_replay_leaves_key_value_and_headers_as_they_came(broker: Kafka, comma
 
 
 @pytest.mark.usefixtures("letters")
-def test_nothing_is_replayed_twice_by_running_it_twice(broker: Kafka, command: Command, topic: str) -> None:
+def test_nothing_is_replayed_twice_by_running_it_twice(broker: KafkaClient, command: Command, topic: str) -> None:
     assert command("--replay", "--reason", "two decimals").startswith("2 dead")
     assert command("--replay", "--reason", "two decimals").startswith("0 dead")
     assert "2 dead letters not replayed yet" in command()
@@ -100,7 +100,7 @@ def test_nothing_is_replayed_twice_by_running_it_twice(broker: Kafka, command: C
 
 @pytest.mark.usefixtures("letters")
 def test_a_letter_that_comes_back_is_another_one(
-    broker: Kafka, command: Command, topic: str, environment: dict[str, str]
+    broker: KafkaClient, command: Command, topic: str, environment: dict[str, str]
 ) -> None:
     command("--replay", "--all")
     publish(broker, topic, environment)  # as the consumer would: all eight
@@ -109,7 +109,7 @@ def test_a_letter_that_comes_back_is_another_one(
 
 @pytest.mark.usefixtures("letters")
 def test_a_message_that_looks_like_a_mark_hides_no_letter(
-    broker: Kafka, command: Command, topic: str, environment: dict[str, str]
+    broker: KafkaClient, command: Command, topic: str, environment: dict[str, str]
 ) -> None:
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers})
     producer.produce(topic, b"dear", headers={MARK: b"0:0"})
@@ -120,7 +120,7 @@ def test_a_message_that_looks_like_a_mark_hides_no_letter(
 
 @pytest.mark.usefixtures("letters")
 def test_a_replay_that_another_overtakes_is_as_if_it_had_never_been(
-    broker: Kafka, command: Command, topic: str, environment: dict[str, str]
+    broker: KafkaClient, command: Command, topic: str, environment: dict[str, str]
 ) -> None:
     settings = read_settings(environment)
     slow = transactional_producer(settings)
@@ -132,7 +132,7 @@ def test_a_replay_that_another_overtakes_is_as_if_it_had_never_been(
     assert values(broker, topic) == sorted([*REASONS, *REASONS])
 
 
-def test_without_a_dead_letter_topic_there_are_none(broker: Kafka, command: Command) -> None:
+def test_without_a_dead_letter_topic_there_are_none(broker: KafkaClient, command: Command) -> None:
     assert command() == "0 dead letters not replayed yet."
     assert command("--replay", "--all").startswith("0 dead")
 

@@ -13,7 +13,7 @@ from pipeline.dashboard.snapshot import as_snapshot
 from pipeline.postgres import SQL_FOLDER
 from tests.conftest import RunScript
 from tests.messages import trade
-from tests.services import PASSWORD, Database, Kafka, Postgres, eventually
+from tests.services import PASSWORD, Database, KafkaClient, Postgres, eventually
 
 Login = Callable[[str], Database]
 
@@ -70,7 +70,7 @@ def test_each_role_can_do_its_own_and_nothing_else(login: Login, role: str) -> N
 
 
 def test_the_consumer_works_as_the_writer(
-    broker: Kafka, database: Database, topic: str, run_script: RunScript, login: Login
+    broker: KafkaClient, database: Database, topic: str, run_script: RunScript, login: Login
 ) -> None:
     writer = login("trades_writer")
     broker.create_topic(topic)

@@ -10,13 +10,13 @@ from pipeline.consumer import starting_offsets
 from pipeline.consumer.starting_offsets import StartingOffsets
 from pipeline.settings import read_settings
 from tests.messages import trade
-from tests.services import Kafka, eventually, patiently
+from tests.services import KafkaClient, eventually, patiently
 
 Start = Callable[..., dict[int, int] | None]
 
 
 @pytest.fixture
-def start(broker: Kafka, topic: str, environment: dict[str, str]) -> Iterator[Start]:
+def start(broker: KafkaClient, topic: str, environment: dict[str, str]) -> Iterator[Start]:
     """Decide the starting offsets of partitions for a new member: {partition: offset}; None if they have to wait."""
     members: list[Consumer] = []
     broker.create_topic(f"{topic}.dlq")
@@ -47,14 +47,14 @@ def answered(decide: StartingOffsets, assigned: list[TopicPartition]) -> list[li
         return []
 
 
-def make_again(broker: Kafka, topic: str, partitions: int = 1) -> None:
+def make_again(broker: KafkaClient, topic: str, partitions: int = 1) -> None:
     broker.delete_topic(topic)
     eventually(lambda: topic not in broker.topics())
     broker.create_topic(topic, partitions)
 
 
 def test_latest_is_the_end_when_the_group_first_joined(
-    broker: Kafka, topic: str, start: Start, capsys: pytest.CaptureFixture[str]
+    broker: KafkaClient, topic: str, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade(), trade()])
@@ -65,13 +65,13 @@ def test_latest_is_the_end_when_the_group_first_joined(
     assert capsys.readouterr().out == ""
 
 
-def test_earliest_is_the_oldest_trade(broker: Kafka, topic: str, start: Start) -> None:
+def test_earliest_is_the_oldest_trade(broker: KafkaClient, topic: str, start: Start) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()])
     assert start(0, KAFKA_AUTO_OFFSET_RESET="earliest") == {0: 0}
 
 
-def test_from_the_beginning_rewinds_a_group(broker: Kafka, topic: str, start: Start) -> None:
+def test_from_the_beginning_rewinds_a_group(broker: KafkaClient, topic: str, start: Start) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()])
     assert start(0) == {0: 1}
@@ -79,7 +79,7 @@ def test_from_the_beginning_rewinds_a_group(broker: Kafka, topic: str, start: St
     assert start(0) == {0: 0}, "the new start is committed"
 
 
-def test_one_member_starts_the_group_for_all(broker: Kafka, topic: str, start: Start) -> None:
+def test_one_member_starts_the_group_for_all(broker: KafkaClient, topic: str, start: Start) -> None:
     broker.create_topic(topic, partitions=3)
     for partition in range(3):
         broker.produce(topic, [trade()] * (partition + 1), partition=partition)
@@ -89,7 +89,7 @@ def test_one_member_starts_the_group_for_all(broker: Kafka, topic: str, start: S
     assert start(1, 2) == {1: 2, 2: 3}
 
 
-def test_a_partition_added_later_starts_at_its_first_trade(broker: Kafka, topic: str, start: Start) -> None:
+def test_a_partition_added_later_starts_at_its_first_trade(broker: KafkaClient, topic: str, start: Start) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()])
     assert start(0) == {0: 1}
@@ -101,7 +101,7 @@ def test_a_partition_added_later_starts_at_its_first_trade(broker: Kafka, topic:
 
 
 def test_a_partition_that_the_broker_has_not_heard_of_is_asked_for_again(
-    broker: Kafka, topic: str, start: Start
+    broker: KafkaClient, topic: str, start: Start
 ) -> None:
     broker.create_topic(topic)
     start(0)
@@ -110,7 +110,7 @@ def test_a_partition_that_the_broker_has_not_heard_of_is_asked_for_again(
 
 
 def test_a_partition_whose_offset_expired_skips_nothing(
-    broker: Kafka, topic: str, environment: dict[str, str], start: Start
+    broker: KafkaClient, topic: str, environment: dict[str, str], start: Start
 ) -> None:
     broker.create_topic(topic, partitions=2)
     broker.produce(topic, [trade()], partition=1)
@@ -121,7 +121,7 @@ def test_a_partition_whose_offset_expired_skips_nothing(
 
 
 def test_a_topic_made_again_between_two_runs_is_read_from_its_oldest_trade(
-    broker: Kafka, topic: str, start: Start
+    broker: KafkaClient, topic: str, start: Start
 ) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()] * 3)
@@ -132,7 +132,7 @@ def test_a_topic_made_again_between_two_runs_is_read_from_its_oldest_trade(
 
 
 def test_an_offset_of_the_topic_that_was_there_before_is_none(
-    broker: Kafka, topic: str, environment: dict[str, str], start: Start
+    broker: KafkaClient, topic: str, environment: dict[str, str], start: Start
 ) -> None:
     broker.create_topic(topic)
     broker.produce(topic, [trade()] * 5)
@@ -145,7 +145,7 @@ def test_an_offset_of_the_topic_that_was_there_before_is_none(
 
 
 def test_a_topic_made_again_is_noticed(
-    broker: Kafka, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    broker: KafkaClient, topic: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.create_topic(topic)
     settings = read_settings(environment)
