@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
@@ -37,7 +37,7 @@ class Machines:
         ports = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
         self.pair = PostgresPair(self.folder, f"postgresql://{USER}:{PASSWORD}@{ports}/kafka_db", synchronous)
         self.lines: dict[Machine, Link] = {}  # by which clients, and brokers as clients, reach each
-        self.voices: dict[tuple[Machine, Machine], Link] = {}  # by which one reaches another besides
+        self.controller_lines: dict[Machine, Link] = {}  # by which brokers reach each other's controllers
         self._lay_lines()
         self.bootstrap_servers = ",".join(f"127.0.0.1:{self.lines[broker].port}" for broker in self.brokers)
         hosts = ",".join(f"127.0.0.1:{self.lines[server].port}" for server in self.pair.servers)
@@ -46,27 +46,32 @@ class Machines:
 
     def _lay_lines(self) -> None:
         """Let everybody reach a machine by a line of its own."""
-        for machine in (*self.brokers, *self.pair.servers):
-            self.lines[machine] = Link(machine.address.port)
-        ports = {broker: dict(broker.voters) for broker in self.brokers}
-        for broker, other in permutations(self.brokers, 2):
-            line = self.voices[broker, other] = Link(broker.voters[other.node_id])
-            ports[broker][other.node_id] = line.port
         for broker in self.brokers:
-            voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in ports[broker].items())
+            others = [other for other in self.brokers if other is not broker]
+            self.lines[broker] = Link(broker.address.port, others)
+            self.controller_lines[broker] = Link(broker.voters[broker.node_id], others)
+        voters = ",".join(f"{b.node_id}@127.0.0.1:{self.controller_lines[b].port}" for b in self.brokers)
+        for broker in self.brokers:
+            clients, controllers = self.lines[broker].port, self.controller_lines[broker].port
             broker.settings = {
                 **broker.settings,
-                "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.lines[broker].port}",
+                "advertised.listeners": f"PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controllers}",
                 "controller.quorum.voters": voters,
             }
         for standby, primary in permutations(self.pair.servers):
-            voice = self.voices[standby, primary] = Link(primary.address.port)
-            source = make_dsn(user=USER, password=PASSWORD, host="127.0.0.1", port=voice.port)
+            line = self.lines[primary] = Link(primary.address.port, [standby])
+            source = make_dsn(user=USER, password=PASSWORD, host="127.0.0.1", port=line.port)
             standby.options["primary_conninfo"] = source
+
+    @property
+    def links(self) -> Iterator[tuple[Machine, Link]]:
+        """Every way to every machine."""
+        yield from self.lines.items()
+        yield from self.controller_lines.items()
 
     def __enter__(self) -> Self:
         try:
-            for link in (*self.lines.values(), *self.voices.values()):
+            for _, link in self.links:
                 link.open()
             all_at_once(self.pair.start, *(broker.start for broker in self.brokers))
             self.brokers[0].archive_classes()  # so that they start quickly again
@@ -79,7 +84,7 @@ class Machines:
     def __exit__(self, *reason: object) -> None:
         for machine in self.lines:
             machine.kill()
-        for link in (*self.lines.values(), *self.voices.values()):
+        for _, link in self.links:
             link.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -147,16 +152,16 @@ class Machines:
 
     def isolate(self, machine: Machine, hears: bool = False, speaks: bool = False) -> None:
         """Cut a machine off from clients and from the others."""
-        self.lines[machine].cut(there=not hears, back=not speaks)
-        for (source, target), voice in self.voices.items():
+        for target, link in self.links:
             if target is machine:
-                voice.cut(there=not hears, back=not speaks)
-            elif source is machine:
-                voice.cut(there=not speaks, back=not hears)
+                link.cut(there=not hears, back=not speaks)
+            elif machine in link.gates:
+                link.gates[machine].cut(there=not speaks, back=not hears)
 
     def reconnect(self, machine: Machine) -> None:
         """Mend every line of a machine."""
-        self.lines[machine].mend()
-        for ends, voice in self.voices.items():
-            if machine in ends:
-                voice.mend()
+        for target, link in self.links:
+            if target is machine:
+                link.mend()
+            elif machine in link.gates:
+                link.gates[machine].mend()
