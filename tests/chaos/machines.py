@@ -31,9 +31,7 @@ class Machines:
     def __init__(self, copies: int = 3, synchronous: bool = True) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="trades-machines-"))
         self.synchronous = synchronous
-        settings: dict[str, object] = {"default.replication.factor": copies, "min.insync.replicas": max(1, copies - 1)}
-        if copies == 1:  # else Kafka may wait for ever for a broker that returned empty, instead of losing what it led
-            settings["unclean.leader.election.enable"] = "true"
+        settings = {"default.replication.factor": copies, "min.insync.replicas": max(1, copies - 1)}
         addresses = ",".join(f"127.0.0.1:{free_port()}" for _ in range(3))
         self.brokers = KafkaCluster(self.folder, addresses, settings).brokers
         ports = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
