@@ -135,18 +135,10 @@ class TradeConsumer:
     """Takes trades from the topic into the table."""
 
     def __init__(self, settings: Settings, from_beginning: bool) -> None:
-        self.topic, self.group_id = settings.topic, settings.group_id
+        self.settings = settings
         self.kafka_outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self.database_outage = Outage("PostgreSQL")
         self.metrics = ConsumerMetrics(database_up=lambda: not self.database_outage.ongoing)
-        self.consumer = client(
-            Consumer,
-            KAFKA_DEFAULTS
-            | settings.kafka
-            | {"group.id": settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
-            | {"stats_cb": self.metrics.on_statistics, "logger": librdkafka_log},
-        )
-        self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
         self.dead_letters = DeadLetters(settings)
         self.table = TradesTable(settings.database_url)
         self.to_write: SimpleQueue[tuple[Batch, Write]] = SimpleQueue()
@@ -155,22 +147,17 @@ class TradeConsumer:
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
-        self.joining_since: float | None = time.monotonic()  # None: a member, with partitions or without
+        self.joining_since: float | None = None  # None: a member, with partitions or without
         self.assigned: list[TopicPartition] = []  # partitions that are ours, but have no starting offsets yet
         self.next_attempt = 0.0
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
         self.broker_trouble = ""  # why one was last away
         self.times_down = 0  # that all were, since Kafka last answered
         self.progress = Progress(self.metrics)
+        self.join(from_beginning)
 
     def run(self) -> None:
         """Consume until the user asks to stop."""
-        self.consumer.subscribe(
-            [self.topic],
-            on_assign=self.on_assign,
-            on_revoke=lambda *_: self.leave(SECONDS_TO_HAND_OVER),
-            on_lost=lambda *_: self.leave(0),  # others have the partitions already
-        )
         # A daemon, because a write that hangs in a dead connection must not keep the process alive.
         threading.Thread(target=self.write_for_ever, daemon=True).start()
         print("🟢 Consumer started. Waiting for trades...", flush=True)
@@ -305,6 +292,34 @@ class TradeConsumer:
 
     # -- the group: partitions come and go
 
+    def join(self, from_beginning: bool) -> None:
+        """Join the group as a client of its own."""
+        self.consumer = client(
+            Consumer,
+            KAFKA_DEFAULTS
+            | self.settings.kafka
+            | {"group.id": self.settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
+            | {"stats_cb": self.metrics.on_statistics, "logger": librdkafka_log},
+        )
+        self.starting_offsets = StartingOffsets(self.consumer, self.settings, from_beginning)
+        self.joining_since = time.monotonic()
+        self.consumer.subscribe(
+            [self.settings.topic],
+            on_assign=self.on_assign,
+            on_revoke=lambda consumer, _: self.give_back(consumer, SECONDS_TO_HAND_OVER),
+            on_lost=lambda consumer, _: self.give_back(consumer, 0),  # others have the partitions already
+        )
+
+    def leave(self) -> None:
+        """Leave the group at once.
+
+        While the brokers are away librdkafka's close() can wait for them without an end: whoever does not leave in time
+        just goes, and the group notices after the session's time-out.
+        """
+        leaving = threading.Thread(target=self.consumer.close, daemon=True)
+        leaving.start()
+        leaving.join(SECONDS_TO_STOP)
+
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Note the partitions. They are read once their starting offsets are known, which may take retries."""
         consumer.assign([])
@@ -313,20 +328,21 @@ class TradeConsumer:
         if not partitions:  # else it is known when their offsets are
             self.end_outage()
 
-    def leave(self, seconds: float) -> None:
+    def give_back(self, consumer: Consumer, seconds: float) -> None:
         """Give the partitions back, once what is in flight is finished, or after that long."""
-        self.settle(seconds)
-        self.joining_since = time.monotonic()
+        if consumer is self.consumer:  # not one that is still leaving
+            self.settle(seconds)
+            self.joining_since = time.monotonic()
 
     def start_reading(self) -> None:
         """Read new partitions from where the group left off; a new group's start is committed first [2]."""
         if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
-            self.kafka_outage.report(f"still waiting to join the group {self.group_id}")
-        if not self.assigned and self.starting_offsets.made_again():
-            log.warning("⚠️  The topic %s was made again: it is read from its oldest message.", self.topic)
+            self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
+        if self.starting_offsets.made_again():
+            log.warning("⚠️  The topic %s was made again: it is read from its oldest message.", self.settings.topic)
             self.abandon()
-            self.assigned = self.consumer.assignment()
-            self.consumer.assign([])
+            self.leave()  # librdkafka would keep the old topic's leader epochs, and never fetch again (its issue 4898)
+            self.join(from_beginning=False)
         if not self.assigned or time.monotonic() < self.next_attempt:
             return
         starts = None
@@ -397,16 +413,10 @@ class TradeConsumer:
             log.info("offsets not committed (%s): these trades may be delivered again", error.str())
 
     def close(self) -> None:
-        """Store what was received, leave the group at once, and say what was done.
-
-        While the brokers are away librdkafka's close() can wait for them without an end: whoever does not leave in time
-        just goes, and the group notices after the session's time-out. Nothing is left to commit by then.
-        """
+        """Store what was received, leave the group, and say what was done."""
         self.start_write()
         self.settle(SECONDS_TO_STOP)
-        leaving = threading.Thread(target=self.consumer.close, daemon=True)
-        leaving.start()
-        leaving.join(SECONDS_TO_STOP)
+        self.leave()
         print(f"Consumer stopped: {self.progress.summary()}.", flush=True)
 
 

@@ -519,6 +519,29 @@ def test_a_topic_made_again_is_read_from_its_oldest_trade(
     assert broker.committed(topic, environment["KAFKA_GROUP_ID"]) == {0: 50}
 
 
+@pytest.mark.parametrize("missed", [False, True], ids=["at once", "later"])
+def test_a_topic_made_again_is_read_after_its_broker_was_restarted(
+    own_broker: Kafka, database: Database, topic: str, run_script: RunScript, missed: bool
+) -> None:
+    """Then the old topic's leader epochs are higher than the new one's."""
+    own_broker.create_topic(topic, 3)
+    servers = {"KAFKA_BOOTSTRAP_SERVERS": own_broker.bootstrap_servers}
+    consumers = [started(run_script, "--from-beginning", **servers) for _ in range(2)]
+    own_broker.kill()
+    own_broker.start()
+    own_broker.produce(topic, (trade() for _ in range(30)), key=None)
+    eventually(lambda: database.count() == 30)
+    own_broker.delete_topic(topic)
+    eventually(lambda: topic not in own_broker.topics())
+    if missed:
+        for consumer in consumers:
+            consumer.wait_for_line(topic)
+    own_broker.create_topic(topic, 3)
+    own_broker.produce(topic, (trade() for _ in range(30)), key=None)
+    eventually(lambda: database.count() == 60)
+    assert [consumer.stop() for consumer in consumers] == [0, 0]
+
+
 def test_messages_that_are_gone_are_told(
     broker: KafkaClient, database: Database, topic: str, environment: dict[str, str], run_script: RunScript
 ) -> None:

@@ -51,7 +51,10 @@ class StartingOffsets:
         ("CallState_get: Assertion `cs != NULL' failed"; confluent-kafka 2.16.1).
         """
         topic = self._describe().result()
-        self._label, self._look = f"topic={topic.topic_id}", None
+        label = f"topic={topic.topic_id}"
+        self._label = self._label or label
+        if label != self._label:
+            return None  # for good, as `made_again` tells
         mine = {partition.partition for partition in assigned}
         known = self._committed({partition.id for partition in topic.partitions} | mine)
         if known is None:
@@ -75,7 +78,7 @@ class StartingOffsets:
         return offsets
 
     def made_again(self) -> bool:
-        """Tell whether the topic is another one than `of` saw. Returns at once, and looks once a second."""
+        """Tell whether the topic is another one than `of` first saw. Returns at once, and looks once a second."""
         if self._look is None:
             if self._label and time.monotonic() >= self._next_look:
                 self._look = self._describe()
