@@ -25,13 +25,13 @@ from tests.chaos.flow import Flow
 from tests.chaos.ledger import OLD, Ledger, Letter
 from tests.chaos.page import Page
 from tests.chaos.report import Report
-from tests.chaos.traffic import Pace, RecordingProducer, trade_number
+from tests.chaos.traffic import PARTITIONS, Pace, RecordingProducer, trade_number
 from tests.messages import Row, trade
 from tests.services import Database, KafkaClient, Script, environment_of, eventually
 
 TOPIC, GROUP = "orders", "chaos"
 DEAD_LETTERS = f"{TOPIC}.dlq"
-PARTITIONS, MOST_PARTITIONS = 3, 6
+MOST_PARTITIONS = 6
 MOST_CONSUMERS = 3
 RETENTION = "3650d"  # far longer ago than any message; only the old rows go
 RECORDED = 0.2  # of the messages; the others are producer.py's

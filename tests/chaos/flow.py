@@ -18,7 +18,7 @@ QUERY = "SELECT count(DISTINCT ticker) FROM trades WHERE timestamp >= %s"
 
 
 class Flow(threading.Thread):
-    """Looks at the table all the time. As tickers are spread over the partitions, seven tickers are all partitions."""
+    """Looks at the table all the time. Rows flow when there are new ones of each ticker, in whichever partition."""
 
     def __init__(self, database_url: str) -> None:
         super().__init__(daemon=True)

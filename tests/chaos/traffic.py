@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from tests.messages import SPELLINGS
 from tests.services import eventually
 
+PARTITIONS = 3  # of the topic as it is made; it may get more
 INVALID_EVERY = 200  # messages
 BURST_EVERY = 8  # faults
 TICKERS = ("AAPL", "MSFT", "GOOGL", "AMZN", "TSLA", "META", "NVDA", "BRK.B", "7203.T", "株式会社")
@@ -150,7 +151,9 @@ class RecordingProducer(threading.Thread):
     def _enqueue(self, number: int) -> bool:
         key, value = message(number)
         try:
-            self._producer.produce(self._topic, value, key, on_delivery=partial(self._delivered, number))
+            # By their keys alone, the third partition of three would get no trade.
+            partition = number // 2 % PARTITIONS if number % 2 else -1
+            self._producer.produce(self._topic, value, key, partition, partial(self._delivered, number))
         except BufferError:
             return False
         self._producer.poll(0)
