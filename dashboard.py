@@ -28,7 +28,6 @@ from pipeline.dashboard.snapshot import (
     STALE_AFTER,
     Figures,
     Snapshot,
-    View,
     as_csv,
     as_snapshot,
     figures,
@@ -137,14 +136,14 @@ def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
         st.empty()
         if answer.value.trades.empty and word in (EMPTY, DOWN):
             (st.error if word == DOWN else st.info)(answer.problem or NO_TRADES)
-    side = st.session_state.side
-    view = View(tuple(st.session_state.tickers), None if side == "all" else side)
-    shown = st.session_state.on_screen["now"] = figures(answer.value, view)
+    shown = figures(answer.value, tuple(st.session_state.tickers), st.session_state.side)
+    st.session_state.on_screen["now"] = shown
     draw_key_figures(place, shown)
     with place["price"]:
-        live_chart("price", price_chart(shown, st.session_state.scale, bool(st.session_state.tickers)), 366)
+        every_ticker = bool(st.session_state.tickers)
+        live_chart(key="price", data=price_chart(shown, st.session_state.scale, every_ticker), height=366)
     with place["volume"]:
-        live_chart("volume", volume_chart(shown), 240)
+        live_chart(key="volume", data=volume_chart(shown), height=240)
     with place["watchlist"]:
         _table(key="watchlist", data=watchlist(shown))
     with place["tape"]:
@@ -297,7 +296,7 @@ def draw_candles(place: dict[str, Place], counted: Answer[History], most_active:
     )
     place["candles title"].header(f"{title} · {counted.problem}" if counted.problem else title, anchor=False)
     with place["candles"]:
-        live_chart("candle_chart", candle_chart(ticker, tuple(candles)), 360)
+        live_chart(key="candle_chart", data=candle_chart(ticker, tuple(candles)), height=360)
 
 
 if __name__ == "__main__":

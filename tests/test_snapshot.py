@@ -20,7 +20,6 @@ from pipeline.dashboard.snapshot import (
     Figures,
     Line,
     Snapshot,
-    View,
     as_csv,
     as_snapshot,
     as_trades,
@@ -49,8 +48,8 @@ ROWS = [
 ]
 
 
-def seen(view: View | None = None, rows: list[Row] = ROWS) -> Figures:
-    return figures(Snapshot(as_trades(rows)), view or View())
+def seen(tickers: tuple[str, ...] = (), side: str = "all", rows: list[Row] = ROWS) -> Figures:
+    return figures(Snapshot(as_trades(rows)), tickers, side)
 
 
 def line(ticker: str, rows: list[Row] = ROWS) -> Line:
@@ -84,19 +83,19 @@ def test_tickers_are_in_alphabetical_order_so_that_rows_stay_where_they_are() ->
 
 
 @pytest.mark.parametrize(
-    ("view", "count", "volume"),
-    [(View(("TSLA",)), 2, 70), (View((), "buy"), 3, 90), (View(("AAPL",), "sell"), 1, 30), (View(("NONE",)), 0, 0)],
+    ("tickers", "side", "count", "volume"),
+    [(("TSLA",), "all", 2, 70), ((), "buy", 3, 90), (("AAPL",), "sell", 1, 30), (("NONE",), "all", 0, 0)],
 )
-def test_a_view_narrows_every_figure(view: View, count: int, volume: int) -> None:
-    shown = seen(view)
+def test_a_choice_narrows_every_figure(tickers: tuple[str, ...], side: str, count: int, volume: int) -> None:
+    shown = seen(tickers, side)
     assert (len(shown.trades), shown.total_volume) == (count, volume)
     assert sum(line.volume for line in shown.lines) == volume
 
 
-def test_viewers_of_the_same_view_share_the_work() -> None:
+def test_viewers_who_chose_the_same_share_the_work() -> None:
     snapshot = Snapshot(as_trades(ROWS))
-    assert figures(snapshot, View(("AAPL",))) is figures(snapshot, View(("AAPL",)))
-    assert figures(snapshot, View()) is not figures(replace(snapshot), View())
+    assert figures(snapshot, ("AAPL",)) is figures(snapshot, ("AAPL",))
+    assert figures(snapshot) is not figures(replace(snapshot))
 
 
 def test_no_trades_give_no_averages() -> None:

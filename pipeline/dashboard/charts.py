@@ -35,17 +35,12 @@ SHORTEST_WINDOW, SHORTEST_PAUSE = timedelta(seconds=30), timedelta(minutes=1)
 # Serves Plotly's own folder: nothing is copied, and nothing comes from another host. This module's name is in its
 # address, and so in web/chart.js.
 v1.declare_component("plotly", path=str(files("plotly") / "package_data"))
-_live_chart = v2.component(
+live_chart = v2.component(
     "live_chart",
     html='<figure class="chart"><div></div><figcaption class="unseen"></figcaption></figure>',
     js=(WEB / "chart.js").read_text(),
     isolate_styles=False,
 )
-
-
-def live_chart(key: str, data: bytes, height: int) -> None:
-    """Show a figure, or bring the one already shown under this key up to date. Height in pixels."""
-    _live_chart(key=key, data=data, height=height)
 
 
 def figure(data: list[Figure], layout: Figure, summary: str) -> bytes:

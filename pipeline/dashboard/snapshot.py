@@ -1,6 +1,6 @@
 """From the 200 newest trades to the figures on the screen. Pure: no clock, no database, no browser in here.
 
-A `Snapshot` is what the database said; a `View` is what one viewer chose to see of it.
+A `Snapshot` is what the database said; `Figures` are what one viewer chose to see of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -47,14 +47,6 @@ def as_snapshot(rows: Sequence[Sequence[Any]]) -> Snapshot:
     return Snapshot(as_trades(row[:-2] for row in rows), *rows[0][-2:])
 
 
-@dataclass(frozen=True)
-class View:
-    """What one viewer chose: no tickers means all of them, no side both."""
-
-    tickers: tuple[str, ...] = ()
-    side: str | None = None
-
-
 class Line(NamedTuple):
     """One ticker in the window: a row of the watchlist, a line of the price chart, a bar of the volume chart."""
 
@@ -83,10 +75,10 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """Everything a view of a snapshot shows. Money in the trades' currency, shares as fractions of 1."""
+    """Everything that a viewer sees of a snapshot. Money in the trades' currency, shares as fractions of 1."""
 
     trades: pd.DataFrame
-    filling: bool  # the window has room for more trades, whether this view shows them or not
+    filling: bool  # the window has room for more trades, whether this viewer sees them or not
     lines: list[Line]  # in alphabetical order, so that none of them moves while it is read
     total_volume: int
     average_price: float | None  # each trade counts the same
@@ -95,14 +87,14 @@ class Figures:
     most_active: str | None  # by volume
 
 
-@lru_cache(maxsize=64)  # viewers who look at the same view of a snapshot share the work
-def figures(snapshot: Snapshot, view: View) -> Figures:
-    """Work out one view of a snapshot."""
+@lru_cache(maxsize=64)  # viewers who chose the same share the work
+def figures(snapshot: Snapshot, tickers: tuple[str, ...] = (), side: str = "all") -> Figures:
+    """Work out what is seen of a snapshot: by these tickers, or all if there are none, and by this side."""
     trades, filling = snapshot.trades, len(snapshot.trades) < WINDOW
-    if view.tickers:
-        trades = trades[trades["ticker"].isin(view.tickers)]
-    if view.side:
-        trades = trades[trades["side"] == view.side]
+    if tickers:
+        trades = trades[trades["ticker"].isin(tickers)]
+    if side != "all":
+        trades = trades[trades["side"] == side]
     lines = [line_of(str(ticker), own) for ticker, own in trades[::-1].groupby("ticker", sort=True)]
     if not lines:
         return Figures(trades, filling, [], 0, None, None, None, None)
