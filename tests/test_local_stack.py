@@ -16,8 +16,21 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from pipeline.local_stack import server
 from pipeline.local_stack.jars import JARS
-from tests.services import PASSWORD, ROOT, USER, Database, Script, environment_of, eventually, free_port, patiently
+from pipeline.user_error import UserError
+from tests.services import (
+    PASSWORD,
+    ROOT,
+    USER,
+    Database,
+    Kafka,
+    Script,
+    environment_of,
+    eventually,
+    free_port,
+    patiently,
+)
 
 
 class Stack:
@@ -342,6 +355,15 @@ def test_a_server_that_ends_by_itself_ends_the_stack_with_one_line(stack: Stack,
     assert script.wait() == 1
     assert {"java": "kafka.log", "postgres": "postgres.log"}[program] in one_line(script.stderr)
     eventually(lambda: gone(servers))
+
+
+def test_a_server_that_takes_too_long_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SECONDS_TO_START", 0.1)
+    kafka = Kafka()
+    with pytest.raises(UserError, match=r"^Apache Kafka .* does not answer after 0\.1 s: see .*kafka\.log$"):
+        kafka.start()
+    assert not kafka.processes()
+    shutil.rmtree(kafka.folder)
 
 
 def test_a_log_that_has_become_long_begins_anew(stack: Stack) -> None:

@@ -18,7 +18,7 @@ import psutil
 from pipeline.stop import stop_requested
 from pipeline.user_error import UserError
 
-SECONDS_TO_START = 60
+SECONDS_TO_START = 120  # on a machine that has much else to do
 SECONDS_TO_STOP = 10
 LOG_LIMIT = 4 << 20  # bytes; a log has one predecessor
 
@@ -121,11 +121,13 @@ class Server:
             self.process = self.run(self.command(), self.data)
 
     def wait_until_ready(self) -> None:
-        """Wait until it answers or the user asks to stop. Raises `UserError` when it ends instead."""
+        """Wait until it answers or the user asks to stop. Raises `UserError` if it ends or takes too long."""
         deadline = time.monotonic() + SECONDS_TO_START
         while not stop_requested() and not self.answers():
-            if not self.running or time.monotonic() > deadline:
+            if not self.running:
                 raise self.failure()
+            if time.monotonic() > deadline:
+                raise UserError(f"{self.title} does not answer after {SECONDS_TO_START} s: see {self.log}")
             time.sleep(0.02)
 
     def stop(self) -> None:
