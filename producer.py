@@ -63,7 +63,7 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.idempotence": True,  # [1]
     "message.timeout.ms": 0,  # [1] no limit
     "reconnect.backoff.max.ms": 1000,
-    "request.timeout.ms": 6000,  # after which a broker that does not answer is left for its successor
+    "request.timeout.ms": 5000,  # after which a broker that does not answer is left for its successor
     "linger.ms": 1,  # that a trade waits for others to share its request
     "statistics.interval.ms": 1000,  # for the metrics
     "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # a fatal error is raised, too
