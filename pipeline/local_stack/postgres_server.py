@@ -17,6 +17,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.sql import SQL, Identifier
 
 from pipeline.command import first_line
+from pipeline.local_stack.jars import only_here
 from pipeline.local_stack.server import Address, Server
 from pipeline.postgres import apply_sql
 from pipeline.stop import stop_requested
@@ -111,12 +112,13 @@ class PostgresServer(Server):
         """Give a file or folder to PostgreSQL's user, who may pass through the folders above, but not list them."""
         if self.user is None:
             return
-        try:
-            pwd.getpwnam(self.user)
-        except KeyError:
-            if not shutil.which("useradd"):  # macOS
-                raise UserError("PostgreSQL refuses to run as root: start as another user") from None
-            subprocess.run(["useradd", "--system", "--no-create-home", self.user], check=True)
+        with only_here():  # of two useradd at once one fails, and takes what the other did along
+            try:
+                pwd.getpwnam(self.user)
+            except KeyError:
+                if not shutil.which("useradd"):  # macOS
+                    raise UserError("PostgreSQL refuses to run as root: start as another user") from None
+                subprocess.run(["useradd", "--system", "--no-create-home", self.user], check=True)
         for folder in (*path.parents, BINARIES, *BINARIES.parents):
             folder.chmod(folder.stat().st_mode | 0o001)
         shutil.chown(path, self.user, self.user)
