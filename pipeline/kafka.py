@@ -1,13 +1,14 @@
-"""Kafka before the first message: wait for the brokers, create the topics that are missing."""
+"""Kafka beside the messages: wait for the brokers, create topics that are missing, notice one that is made again."""
 
 import logging
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -16,6 +17,7 @@ from confluent_kafka.admin import (
     ConfigResource,
     NewTopic,
     ResourceType,
+    TopicDescription,
 )
 
 from pipeline.settings import Settings
@@ -23,6 +25,8 @@ from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
 SECONDS_TO_ANSWER = 5.0
+SECONDS_TO_DESCRIBE = 2.0  # a stop waits for it
+SECONDS_BETWEEN_LOOKS = 1.0  # at a topic's id
 
 # Waiting does not mend these: the user has to.
 _REFUSALS = {
@@ -88,6 +92,44 @@ def ensure_topic(settings: Settings, name: str, patience: float | None, **config
             _create(admin, NewTopic(name, num_partitions=settings.topic_partitions))
 
     _persist(settings, patience, ensure)
+
+
+class TopicWatch:
+    """Notices that a topic was deleted and made again: then it has another id."""
+
+    def __init__(self, admin: AdminClient, name: str) -> None:
+        self.id = ""  # of the topic as it was first seen
+        self._admin = admin
+        self._name = name
+        self._look: Future[TopicDescription] | None = None
+        self._next_look = 0.0
+
+    def describe(self) -> TopicDescription:
+        """Return the topic as it is now. Raises `KafkaException`."""
+        return self._seen(self._ask())
+
+    def made_again(self) -> bool:
+        """Tell whether the topic is another one than was first seen. Returns at once, and looks once a second."""
+        if self._look is None:
+            if time.monotonic() >= self._next_look:
+                self._look = self._ask()
+            return False
+        if not self._look.done():
+            return False
+        look, self._look = self._look, None
+        self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        return look.exception() is None and str(self._seen(look).topic_id) != self.id
+
+    def _ask(self) -> "Future[TopicDescription]":
+        answers: dict[str, Future[TopicDescription]] = self._admin.describe_topics(
+            TopicCollection([self._name]), request_timeout=SECONDS_TO_DESCRIBE
+        )
+        return answers[self._name]
+
+    def _seen(self, look: "Future[TopicDescription]") -> TopicDescription:
+        topic = look.result()
+        self.id = self.id or str(topic.topic_id)
+        return topic
 
 
 def reason_of(exception: Exception) -> str:

@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from pipeline.consumer import starting_offsets
+from pipeline import kafka
 from pipeline.consumer.starting_offsets import StartingOffsets
 from pipeline.settings import read_settings
 from tests.messages import trade
@@ -153,7 +153,7 @@ def test_a_topic_made_again_is_noticed(
     offsets = StartingOffsets(member, settings, from_beginning=False)
     assert not offsets.made_again(), "nothing was decided yet"
     offsets.of([TopicPartition(topic, 0)])
-    monkeypatch.setattr(starting_offsets, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(kafka, "SECONDS_BETWEEN_LOOKS", 0.0)
     for _ in range(100_000):
         assert not offsets.made_again()
     make_again(broker, topic)

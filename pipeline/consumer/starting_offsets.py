@@ -15,16 +15,14 @@ existed of which it has deleted everything: one without members for longer than 
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future
 
-from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from pipeline.kafka import client
+from pipeline.kafka import TopicWatch, client
 from pipeline.settings import Settings
 
-SECONDS_TO_ANSWER = 2.0  # for each of four requests; a stop waits for them
-SECONDS_BETWEEN_LOOKS = 1.0  # at the topic's id
+SECONDS_TO_ANSWER = 2.0  # for each of three requests; a stop waits for them
 SECONDS_BETWEEN_TRACES = 3600.0  # it would expire, as nobody subscribes to the dead-letter topic
 
 
@@ -35,13 +33,11 @@ class StartingOffsets:
         self._consumer = consumer
         self._admin = client(AdminClient, settings.kafka)
         self._topic = settings.topic
+        self._watch = TopicWatch(self._admin, settings.topic)
         self._trace = TopicPartition(settings.dead_letter_topic, 0)
         self._latest = settings.auto_offset_reset == "latest" and not from_beginning
         self._rewind = from_beginning
         self._rewound: set[int] = set()
-        self._label = ""  # the metadata of each commit: the topic's id
-        self._look: Future[TopicDescription] | None = None
-        self._next_look = 0.0
         self._next_trace = 0.0
 
     def of(self, assigned: list[TopicPartition]) -> list[TopicPartition] | None:
@@ -50,10 +46,8 @@ class StartingOffsets:
         Raises `KafkaException`. Not for a callback: there, further requests of the same consumer abort the process
         ("CallState_get: Assertion `cs != NULL' failed"; confluent-kafka 2.16.1).
         """
-        topic = self._describe().result()
-        label = f"topic={topic.topic_id}"
-        self._label = self._label or label
-        if label != self._label:
+        topic = self._watch.describe()
+        if str(topic.topic_id) != self._watch.id:
             return None  # for good, as `made_again` tells
         mine = {partition.partition for partition in assigned}
         known = self._committed({partition.id for partition in topic.partitions} | mine)
@@ -78,22 +72,13 @@ class StartingOffsets:
         return offsets
 
     def made_again(self) -> bool:
-        """Tell whether the topic is another one than `of` first saw. Returns at once, and looks once a second."""
-        if self._look is None:
-            if self._label and time.monotonic() >= self._next_look:
-                self._look = self._describe()
-            return False
-        if not self._look.done():
-            return False
-        look, self._look = self._look, None
-        self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-        return look.exception() is None and f"topic={look.result().topic_id}" != self._label
+        """Tell whether the topic is another one than was first seen. Returns at once."""
+        return self._watch.made_again()
 
-    def _describe(self) -> "Future[TopicDescription]":
-        answers: dict[str, Future[TopicDescription]] = self._admin.describe_topics(
-            TopicCollection([self._topic]), request_timeout=SECONDS_TO_ANSWER
-        )
-        return answers[self._topic]
+    @property
+    def _label(self) -> str:
+        """The metadata of each commit."""
+        return f"topic={self._watch.id}"
 
     def _committed(self, numbers: set[int]) -> dict[int, int] | None:
         """Return the group's offsets of this topic by partition; None if the group has never started."""
