@@ -15,7 +15,8 @@ as kafka-console-consumer prints them, either of them gzipped, or Parquet. Ctrl-
 What is guaranteed, on the lines marked [n]:
   [1] no trade is lost, doubled or put out of its ticker's order between here and Kafka, however often a request has
       to be retried or a broker is away: the producer is idempotent and never gives a trade up. (A known defect of
-      librdkafka, its issue 4953, can double one when a partition's leader changes; the table has it once all the same.)
+      librdkafka, its issue 4953, can double one when a partition's leader changes, and so can an operator who deletes
+      the topic meanwhile; the table has it once all the same.)
   [2] when Kafka is slower than the trades, they wait. Nothing is thrown away to keep the pace.
   [3] only what Kafka has acknowledged is counted as acknowledged.
 """
@@ -37,11 +38,12 @@ from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
 from faker import Faker
 from msgspec.structs import replace
 
 from pipeline.command import parser, run
-from pipeline.kafka import client, ensure_topic
+from pipeline.kafka import TopicWatch, client, ensure_topic
 from pipeline.metrics import ProducerMetrics, add_option
 from pipeline.outage import Outage
 from pipeline.producer.pace import MAX, Pace, Step, Trades
@@ -59,16 +61,22 @@ SECONDS_TO_STOP = 10.0  # that a stop waits for acknowledgements
 SECONDS_OF_SILENCE = 3.0  # without an acknowledgement that are an outage
 SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed
 
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+_TOPIC_GONE = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
+
 KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.idempotence": True,  # [1]
     "message.timeout.ms": 0,  # [1] no limit
     "reconnect.backoff.max.ms": 1000,
     "request.timeout.ms": 5000,  # after which a broker that does not answer is left for its successor
+    "topic.metadata.propagation.max.ms": 5000,  # for which a new topic may be unknown to a broker
     "linger.ms": 1,  # that a trade waits for others to share its request
     "statistics.interval.ms": 1000,  # for the metrics
     "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # a fatal error is raised, too
 }
 FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than they save the trades
+
+log = logging.getLogger(__name__)
 
 Tape = Callable[[int], Trades]  # makes so many trades, now
 
@@ -99,7 +107,7 @@ def as_if_now(steps: Iterable[Step], tape: Tape) -> Iterator[Step]:
     for step in steps:
         present = [decode(message) for _, message in tape(len(step.trades))]
         trades = [
-            (ticker, encode(replace(decode(message), trade_id=now.trade_id, timestamp=now.timestamp)))
+            (ticker, encode(replace(decode(message), trade_id=now.trade_id, timestamp=now.timestamp)).decode())
             for (ticker, message), now in zip(step.trades, present, strict=True)
         ]
         yield step._replace(trades=trades)
@@ -112,10 +120,11 @@ class TradeProducer:
         """Connect in the background. `whole` names what there is to send. Raises `UsageError` for a wrong setting."""
         self.sent = 0  # trades handed to librdkafka
         self.acknowledged = 0  # trades of them that are in Kafka for certain
-        self.errors = 0  # trades of them that were not delivered
-        self.sent_before_error = sys.maxsize  # trades that were sent before the first of them, or a few less
         self.refusal: KafkaError | None = None  # which waiting does not mend
+        self._returned: list[tuple[int, str, str]] = []  # (sent before it, ticker, message), to be sent anew
+        self._settings = settings
         self._topic = settings.topic
+        self._topic_gone = False
         self._print_each = rate <= READABLE_RATE
         self._whole, self._share = whole, 0.0
         self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
@@ -130,12 +139,24 @@ class TradeProducer:
             "delivery.report.only.error": not self._print_each,  # Python called once a trade would halve the speed
         }
         defaults = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX else {})
-        self._producer = client(Producer, defaults | settings.kafka | callbacks)
+        self._config = defaults | settings.kafka | callbacks
+        self._producer = client(Producer, self._config)
+        self._watch = TopicWatch(client(AdminClient, settings.kafka), settings.topic)
+
+    @property
+    def errors(self) -> int:
+        """Trades that librdkafka has given back, undelivered."""
+        return len(self._returned)
 
     @property
     def in_flight(self) -> int:
-        """Trades that Kafka has neither acknowledged nor refused yet."""
+        """Trades that Kafka may still acknowledge."""
         return self.sent - self.acknowledged - self.errors
+
+    @property
+    def done(self) -> int:
+        """Trades after which a recording has to go on: those before the first that was not delivered."""
+        return min(self._returned)[0] if self._returned else self.sent
 
     def run(self, steps: Iterable[Step]) -> None:
         """Send until everything is acknowledged, the user wants to stop, or Kafka refuses for good."""
@@ -163,17 +184,21 @@ class TradeProducer:
         print(f"{sign} {self.acknowledged:,} trades acknowledged by Kafka in {seconds:.1f} s, {lost:,} not delivered.")
 
     def _send(self, trades: Trades) -> None:
-        """Hand trades to librdkafka. While its queue is full, they wait [2]."""
-        produce, topic, on_delivery = self._producer.produce, self._topic, partial(self._on_delivery, self.sent)
+        """Hand trades to librdkafka. While its queue is full, or there is no topic, they wait [2]."""
+        produce, topic, on_delivery = self._producer.produce, self._topic, partial(self._on_delivery, self.sent, trades)
         for ticker, message in trades:
             while True:
                 try:
                     produce(topic, message, ticker, ANY_PARTITION, on_delivery)
                     break
                 except BufferError:
-                    self._serve(SECONDS_UNNOTICED)
-                    if self._ending():
-                        return
+                    pass
+                except KafkaException as exception:
+                    self._note_topic_gone(exception)
+                self._serve(SECONDS_UNNOTICED)
+                if self._ending():
+                    return
+                produce = self._producer.produce  # which may be another one's now
             self.sent += 1
 
     def _await_acknowledgements(self) -> None:
@@ -190,14 +215,49 @@ class TradeProducer:
         passed = time.monotonic() - self._second_began
         if passed >= 1:
             self._watch_for_outage(passed)
+            self._topic_gone |= self._watch.made_again()
             self._print_second(passed)
             self.metrics.sent.inc(self.sent - self._sent_before)
             self.metrics.acknowledged.inc(self.acknowledged - self._acknowledged_before)
             self._second_began += passed
             self._sent_before, self._acknowledged_before = self.sent, self.acknowledged
+        if self._topic_gone:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Make the topic again if nobody has, and send there what is not acknowledged, with a new client.
+
+        The old one would fail its trades or, on several brokers, offer them to the old topic's leaders for ever:
+        https://github.com/confluentinc/librdkafka/issues/4898
+        """
+        deadline = time.monotonic() + SECONDS_OF_SILENCE  # for whoever deleted it to make it as they want it
+        while (self._returned or len(self._producer)) and time.monotonic() < deadline and not stop_requested():
+            self._producer.poll(SECONDS_UNNOTICED)
+        self._producer.purge()  # returns what is left
+        self._producer.flush(SECONDS_TO_STOP)
+        self._count_acknowledged()
+        ensure_topic(self._settings, self._topic, patience=None)
+        self._producer = client(Producer, self._config)
+        self._watch.id = ""
+        self._topic_gone = False
+        log.warning("⚠️  The topic %s was made again: what is not acknowledged yet goes there.", self._topic)
+        self._returned.sort(reverse=True)  # librdkafka does not keep the order of what it gives back
+        try:
+            while self._returned:
+                sent_before, ticker, message = self._returned[-1]
+                on_delivery = partial(self._on_delivery, sent_before, [(ticker, message)])
+                self._producer.produce(self._topic, message, ticker, ANY_PARTITION, on_delivery)
+                self._returned.pop()
+        except KafkaException as exception:
+            self._note_topic_gone(exception)
+
+    def _note_topic_gone(self, exception: KafkaException) -> None:
+        if exception.args[0].code() not in _TOPIC_GONE:
+            raise exception
+        self._topic_gone = True
 
     def _count_acknowledged(self) -> None:
-        """[3] Count what is sent and neither with librdkafka any more nor reported as an error.
+        """[3] Count what is sent and neither with librdkafka any more nor given back by it.
 
         len() also counts events that wait for poll(), of which an outage has many, so at times this is less than what
         is acknowledged, and less than before. It is never more, so the most it ever was holds; and nothing is missing
@@ -212,8 +272,7 @@ class TradeProducer:
             return
         self._silent_for += passed
         if self._silent_for > SECONDS_OF_SILENCE:
-            # To a broker that came back without its memory, librdkafka would offer the same trades for ever.
-            self._outage.report(self._reason or "no acknowledgements (a broker started empty needs a new producer)")
+            self._outage.report(self._reason or "no acknowledgements")
 
     def _print_second(self, passed: float) -> None:
         if self._print_each or self.sent == 1:  # which waits for the connection
@@ -231,13 +290,14 @@ class TradeProducer:
         left = (time.monotonic() - self._began) * (1 - self._share) / self._share
         return f"; {self._share:.0%} of {self._whole}, {timedelta(seconds=round(left))} left"
 
-    def _on_delivery(self, sent_before: int, error: KafkaError | None, message: Message) -> None:
-        """Take note of a trade that was not delivered, or print one that was. `sent_before` it, at the least."""
+    def _on_delivery(self, first: int, trades: Trades, error: KafkaError | None, message: Message) -> None:
+        """Take note of one of these trades that was not delivered, or print it. `first` were sent before them."""
         if error is not None:
-            self.errors += 1
+            trade = message.key().decode(), message.value().decode()
+            self._returned.append((first + trades.index(trade), *trade))
             self.metrics.errors.inc()
-            self.sent_before_error = min(self.sent_before_error, sent_before)
-            if error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # of close()
+            self._topic_gone |= error.code() in _TOPIC_GONE
+            if error.code() not in _PURGED | _TOPIC_GONE:
                 self.refusal = error
             return
         place = f"{message.topic()}, partition {message.partition()}, offset {message.offset()}"
@@ -275,8 +335,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
         if recording and recording.left_out:
             print(f"⚠️  {recording.left_out:,} invalid lines of {recording.path} were left out.")
         if recording and (not recording.finished or producer.errors):
-            done = options.skip + min(producer.sent, producer.sent_before_error)
-            print(f"To go on, --replay {shlex.quote(recording.path)} --skip {done}")
+            print(f"To go on, --replay {shlex.quote(recording.path)} --skip {options.skip + producer.done}")
     if producer.refusal is not None:
         raise UserError(f"Kafka takes no more trades: {producer.refusal.str()}")
 

@@ -61,7 +61,7 @@ class ProducerMetrics(Metrics):
         super().__init__("sent")
         self.sent = Counter("trades_sent", "Trades handed to the Kafka client.", registry=self.registry)
         self.acknowledged = Counter("trades_acknowledged", "Trades Kafka has for certain.", registry=self.registry)
-        self.errors = Counter("trades_delivery_errors", "Trades that Kafka refused.", registry=self.registry)
+        self.errors = Counter("trades_delivery_errors", "Deliveries of trades that failed.", registry=self.registry)
         waiting = Gauge("trades_in_flight", "Trades neither acknowledged nor refused.", registry=self.registry)
         waiting.set_function(in_flight)
 

@@ -2,11 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -191,6 +192,50 @@ def test_an_outage_is_survived_whenever_it_finds_the_producer(
     ids = [trade.trade_id for trade in trades(own_broker.read(topic))]
     assert len(ids) == len(set(ids)) == acknowledged + 200
     assert len(own_broker.read(f"{topic}-2")) == 3
+
+
+def delete_topic(broker: Kafka, topic: str) -> None:
+    broker.delete_topic(topic)
+
+
+def delete_topic_and_make_it_again(broker: Kafka, topic: str) -> None:
+    broker.delete_topic(topic)
+    eventually(lambda: topic not in broker.topics())
+    broker.create_topic(topic, 3)
+
+
+def lose_everything(broker: Kafka, topic: str) -> None:
+    broker.kill()
+    shutil.rmtree(broker.data)
+    broker.start()
+
+
+@pytest.mark.parametrize("propagation", ["0", "5000"], ids=["believed at once", "believed later"])
+@pytest.mark.parametrize("lose", [delete_topic, delete_topic_and_make_it_again, lose_everything])
+def test_a_topic_that_is_lost_costs_none_of_the_trades_that_follow(
+    own_broker: Kafka, topic: str, run_script: RunScript, lose: Callable[[Kafka, str], None], propagation: str
+) -> None:
+    script = run_script(
+        "producer.py", "--rate", "20", "--seed", "7", "--count", "150",
+        KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers,
+        KAFKA_TOPIC_METADATA_PROPAGATION_MAX_MS=propagation,  # until librdkafka gives a young producer's trades back
+        KAFKA_TOPIC_METADATA_REFRESH_INTERVAL_MS="500",
+    )  # fmt: skip
+    script.wait_for_line("offset 20")
+    lose(own_broker, topic)
+    assert script.wait(60) == 0
+    assert summary(script.stdout) == (150, 0)
+    assert "was made again" in script.stderr
+    delivered = [match.groupdict() for line in script.stdout_lines if (match := PRINTED.match(line))]
+    assert len(delivered) == 150, "each is told once"
+    messages = own_broker.read(topic)
+    places = {(message.partition(), message.offset()) for message in messages}
+    since = [trade for trade in delivered[21:] if (int(trade["partition"]), int(trade["offset"])) in places]
+    assert len(since) >= len(messages) > 50
+    by_ticker: dict[str, list[str]] = {}
+    for trade in trades(messages):
+        by_ticker.setdefault(trade.ticker, []).append(trade.timestamp)
+    assert all(times == sorted(set(times)) for times in by_ticker.values()), "in order, and none twice"
 
 
 class Queue:

@@ -8,7 +8,7 @@ CATCH_UP = 0.05  # how much faster than the rate it may always go to make up for
 BURST = 0.008  # seconds' worth of trades that may go at once
 TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
 
-Trades = Sequence[tuple[str, str | bytes]]  # ticker and JSON of one after the other
+Trades = Sequence[tuple[str, str]]  # ticker and JSON of one after the other
 
 
 class Step(NamedTuple):

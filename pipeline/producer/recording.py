@@ -54,7 +54,7 @@ class Recording:
         began, due, before, share_before = monotonic(), 0.0, float("inf"), 0.0
         for trades, share in self._batches():
             skip, trades = max(0, skip - len(trades)), trades[skip : skip + count]
-            messages: list[tuple[str, bytes]] = []
+            messages: list[tuple[str, str]] = []
             for number, trade in enumerate(trades):
                 if speed < MAX:  # or nobody asks when it happened
                     moment = _seconds(trade)
@@ -64,7 +64,7 @@ class Recording:
                     while (wait := began + due - monotonic()) > 0:
                         yield Step(messages, wait, share_before + (share - share_before) * number / len(trades))
                         messages = []
-                messages.append((trade.ticker, encode(trade)))
+                messages.append((trade.ticker, encode(trade).decode()))
             yield Step(messages, share=share)
             share_before = share
             count -= len(trades)

@@ -72,11 +72,11 @@ class Campaign:
         self.long = faults >= LONG
         # Where a partition's leader changes, librdkafka sometimes sends a trade twice although it is idempotent:
         # https://github.com/confluentinc/librdkafka/issues/4953. The table has to have it once.
-        self.leaders_change = "," in kafka.bootstrap_servers
+        self.may_repeat = "," in kafka.bootstrap_servers
         self.trades = round(trades * (1 - RECORDED))  # of producer.py
         self.rate = max(100, round(self.trades / faults / USUAL_SECONDS))
         self.environment = environment_of(kafka.bootstrap_servers, database_url, TOPIC, GROUP)
-        self.environment["TRADES_RETENTION"] = RETENTION
+        self.environment |= {"TRADES_RETENTION": RETENTION, "KAFKA_TOPIC_PARTITIONS": str(PARTITIONS)}
         self.admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
         self.pace = Pace(faults)
         messages = round(trades * RECORDED)
@@ -198,7 +198,7 @@ class Campaign:
         self.report.rows = self.ledger.compare_rows(self.rows(f"timestamp >= '{OLD}'"))
         self.report.dead_letters = self.ledger.compare_dead_letters(self.letters())
         self.report.repeats = len(self.ledger.repeats)
-        if self.ledger.repeats and not self.leaders_change:
+        if self.ledger.repeats and not self.may_repeat:
             self.find(f"the topic holds {len(self.ledger.repeats):,} trades twice, {self.ledger.repeats[0]} first")
         self.report.lost += self.ledger.lost
         self.report.findings += self.ledger.findings
@@ -412,9 +412,18 @@ class Campaign:
         eventually(lambda: self.partitions() == wanted)
 
     def make_topic_again(self) -> None:
-        """Delete the topic, all of which is stored, and make it again; nothing in the new one may be skipped."""
+        """Delete the topic, all of which is stored; somebody makes it again, or a producer that was there.
+
+        Nothing that is in the new one may be skipped.
+        """
+        assert self.producer is not None
+        witness = self.producer if self.random.random() < 0.5 else None
         self.recorder.hold()
-        self.stop_producer()
+        if witness:
+            witness.process.send_signal(signal.SIGSTOP)
+            self.may_repeat = True  # what it has in flight is in the old topic, and it may not hear of it
+        else:
+            self.stop_producer()
         self.drain()
         self.enter_topic()
         if idle := self.random.random() < 0.3:  # nobody is there who would notice
@@ -422,11 +431,16 @@ class Campaign:
                 self.end(self.take_consumer())
         self.kafka.delete_topic(TOPIC)
         eventually(lambda: TOPIC not in self.kafka.topics())
+        if witness:
+            witness.process.send_signal(signal.SIGCONT)
         self.sleep(OUTAGE)
-        with suppress(Exception):  # a consumer that starts may have been quicker
-            self.kafka.create_topic(TOPIC, PARTITIONS)
+        if not witness or self.random.random() < 0.5:
+            with suppress(Exception):  # a script may have been quicker
+                self.kafka.create_topic(TOPIC, PARTITIONS)
+        eventually(lambda: TOPIC in self.kafka.topics(), timeout=SECONDS_TO_FLOW)
         self.recorder.go_on()
-        self.start_producer()
+        if not witness:
+            self.start_producer()
         if idle:
             self.sleep(PAUSE)
             self.start_consumer()
