@@ -43,7 +43,7 @@ from faker import Faker
 from msgspec.structs import replace
 
 from pipeline.command import parser, run
-from pipeline.kafka import TopicWatch, client, ensure_topic
+from pipeline.kafka import PRODUCER_DEFAULTS, PURGED, TopicWatch, client, ensure_topic
 from pipeline.metrics import ProducerMetrics, add_option
 from pipeline.outage import Outage
 from pipeline.producer.pace import MAX, Pace, Step, Trades
@@ -61,15 +61,10 @@ SECONDS_TO_STOP = 10.0  # that a stop waits for acknowledgements
 SECONDS_OF_SILENCE = 3.0  # without an acknowledgement that are an outage
 SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed
 
-_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
-_TOPIC_GONE = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
-
-KAFKA_DEFAULTS: dict[str, Any] = {
+KAFKA_DEFAULTS: dict[str, Any] = PRODUCER_DEFAULTS | {
     "enable.idempotence": True,  # [1]
-    "message.timeout.ms": 0,  # [1] no limit
     "reconnect.backoff.max.ms": 1000,
     "request.timeout.ms": 5000,  # after which a broker that does not answer is left for its successor
-    "topic.metadata.propagation.max.ms": 5000,  # for which a new topic may be unknown to a broker
     "linger.ms": 1,  # that a trade waits for others to share its request
     "statistics.interval.ms": 1000,  # for the metrics
     "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # a fatal error is raised, too
@@ -124,7 +119,7 @@ class TradeProducer:
         self._returned: list[tuple[int, str, str]] = []  # (sent before it, ticker, message), to be sent anew
         self._settings = settings
         self._topic = settings.topic
-        self._topic_gone = False
+        self._lost = ""  # why the topic, or the client, is
         self._print_each = rate <= READABLE_RATE
         self._whole, self._share = whole, 0.0
         self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
@@ -194,7 +189,7 @@ class TradeProducer:
                 except BufferError:
                     pass
                 except KafkaException as exception:
-                    self._note_topic_gone(exception)
+                    self._note(exception.args[0])
                 self._serve(SECONDS_UNNOTICED)
                 if self._ending():
                     return
@@ -215,13 +210,14 @@ class TradeProducer:
         passed = time.monotonic() - self._second_began
         if passed >= 1:
             self._watch_for_outage(passed)
-            self._topic_gone |= self._watch.made_again()
             self._print_second(passed)
             self.metrics.sent.inc(self.sent - self._sent_before)
             self.metrics.acknowledged.inc(self.acknowledged - self._acknowledged_before)
             self._second_began += passed
             self._sent_before, self._acknowledged_before = self.sent, self.acknowledged
-        if self._topic_gone:
+        if self._watch.made_again():
+            self._lost = "made again"
+        if self._lost:
             self._renew()
 
     def _renew(self) -> None:
@@ -239,8 +235,8 @@ class TradeProducer:
         ensure_topic(self._settings, self._topic, patience=None)
         self._producer = client(Producer, self._config)
         self._watch.id = ""
-        self._topic_gone = False
-        log.warning("⚠️  The topic %s was made again: what is not acknowledged yet goes there.", self._topic)
+        log.warning("⚠️  The topic %s: %s. What is not acknowledged is sent anew.", self._topic, self._lost)
+        self._lost = ""
         self._returned.sort(reverse=True)  # librdkafka does not keep the order of what it gives back
         try:
             while self._returned:
@@ -249,12 +245,17 @@ class TradeProducer:
                 self._producer.produce(self._topic, message, ticker, ANY_PARTITION, on_delivery)
                 self._returned.pop()
         except KafkaException as exception:
-            self._note_topic_gone(exception)
+            self._note(exception.args[0])
 
-    def _note_topic_gone(self, exception: KafkaException) -> None:
-        if exception.args[0].code() not in _TOPIC_GONE:
-            raise exception
-        self._topic_gone = True
+    def _note(self, error: KafkaError) -> None:
+        """Tell a message that Kafka refuses from one that librdkafka cannot deliver: it may have lost the topic.
+
+        Its own errors are negative: https://github.com/confluentinc/librdkafka/blob/master/src/rdkafka.h
+        """
+        if error.code() < 0 or error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            self._lost = error.str()
+        else:
+            self.refusal = error
 
     def _count_acknowledged(self) -> None:
         """[3] Count what is sent and neither with librdkafka any more nor given back by it.
@@ -296,9 +297,8 @@ class TradeProducer:
             trade = message.key().decode(), message.value().decode()
             self._returned.append((first + trades.index(trade), *trade))
             self.metrics.errors.inc()
-            self._topic_gone |= error.code() in _TOPIC_GONE
-            if error.code() not in _PURGED | _TOPIC_GONE:
-                self.refusal = error
+            if error.code() not in PURGED:
+                self._note(error)
             return
         place = f"{message.topic()}, partition {message.partition()}, offset {message.offset()}"
         print(f"📤 {describe(decode(message.value()))}  → {place}{self._progress()}", flush=True)

@@ -49,6 +49,11 @@ CLIENT_DEFAULTS = {
     "socket.connection.setup.timeout.ms": 5000,
     "topic.metadata.refresh.interval.ms": 5000,  # until a new controller or added partitions are noticed
 }
+PRODUCER_DEFAULTS = {
+    "message.timeout.ms": 0,  # a message is never given up
+    "topic.metadata.propagation.max.ms": 5000,  # for which a new topic may be unknown to a broker
+}
+PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # messages, by ourselves
 
 Client = TypeVar("Client")
 
@@ -99,6 +104,7 @@ class TopicWatch:
 
     def __init__(self, admin: AdminClient, name: str) -> None:
         self.id = ""  # of the topic as it was first seen
+        self.missing = False  # when it was last looked at
         self._admin = admin
         self._name = name
         self._look: Future[TopicDescription] | None = None
@@ -109,7 +115,10 @@ class TopicWatch:
         return self._seen(self._ask())
 
     def made_again(self) -> bool:
-        """Tell whether the topic is another one than was first seen. Returns at once, and looks once a second."""
+        """Tell whether the topic is another one than was first seen. Returns at once, and looks once a second.
+
+        Sets `missing`, too.
+        """
         if self._look is None:
             if time.monotonic() >= self._next_look:
                 self._look = self._ask()
@@ -118,7 +127,11 @@ class TopicWatch:
             return False
         look, self._look = self._look, None
         self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-        return look.exception() is None and str(self._seen(look).topic_id) != self.id
+        try:
+            return str(self._seen(look).topic_id) != self.id
+        except KafkaException as exception:
+            self.missing = exception.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+            return False
 
     def _ask(self) -> "Future[TopicDescription]":
         answers: dict[str, Future[TopicDescription]] = self._admin.describe_topics(
@@ -129,6 +142,7 @@ class TopicWatch:
     def _seen(self, look: "Future[TopicDescription]") -> TopicDescription:
         topic = look.result()
         self.id = self.id or str(topic.topic_id)
+        self.missing = False
         return topic
 
 
