@@ -292,7 +292,7 @@ class TradeConsumer:
 
     # -- the group: partitions come and go
 
-    def join(self, from_beginning: bool) -> None:
+    def join(self, from_beginning: bool, new_group: bool = True) -> None:
         """Join the group as a client of its own."""
         self.consumer = client(
             Consumer,
@@ -301,7 +301,7 @@ class TradeConsumer:
             | {"group.id": self.settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
             | {"stats_cb": self.metrics.on_statistics, "logger": librdkafka_log},
         )
-        self.starting_offsets = StartingOffsets(self.consumer, self.settings, from_beginning)
+        self.starting_offsets = StartingOffsets(self.consumer, self.settings, from_beginning, new_group)
         self.joining_since = time.monotonic()
         self.consumer.subscribe(
             [self.settings.topic],
@@ -338,11 +338,12 @@ class TradeConsumer:
         """Read new partitions from where the group left off; a new group's start is committed first [2]."""
         if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
             self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
+        self.starting_offsets.keep_trace()
         if self.starting_offsets.made_again():
             log.warning("⚠️  The topic %s was made again: it is read from its oldest message.", self.settings.topic)
             self.abandon()
             self.leave()  # librdkafka would keep the old topic's leader epochs, and never fetch again (its issue 4898)
-            self.join(from_beginning=False)
+            self.join(from_beginning=False, new_group=False)
         if not self.assigned or time.monotonic() < self.next_attempt:
             return
         starts = None

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 from psycopg2.sql import SQL, Identifier
@@ -35,6 +35,7 @@ from pipeline.local_stack.kafka_server import KafkaServer
 from pipeline.local_stack.postgres_server import PostgresServer, create_database
 from pipeline.local_stack.server import Address, Server
 from pipeline.local_stack.server import free_port as free_port  # for the tests, too
+from pipeline.user_error import UserError
 
 ROOT = Path(__file__).parent.parent
 USER, PASSWORD = "kafka_user", "kafka_password"  # of PostgreSQL, and of Kafka where it asks for them
@@ -63,6 +64,11 @@ class Temporary(Server):
     def __exit__(self, *reason: object) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def failure(self) -> UserError:
+        """Show the log, which goes with the folder."""
+        print(self.log.read_text(errors="replace")[-4000:])
+        return super().failure()
 
 
 def patiently(ask: Callable[[], Result]) -> Result:
@@ -103,6 +109,16 @@ class KafkaClient:
         """Delete a topic."""
         admin = self._admin()
         admin.delete_topics([name])[name].result()
+
+    def configure(self, topic: str, **settings: str) -> None:
+        """Change a topic's settings, given as max_message_bytes="1000"."""
+        changes = [
+            ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in settings.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=changes)
+        admin = self._admin()
+        admin.incremental_alter_configs([resource])[resource].result()
 
     def produce(
         self, topic: str, values: Iterable[bytes | None], key: bytes | None = b"AAPL", partition: int = -1

@@ -64,8 +64,10 @@ def test_refused_letters_are_bounded_retried_and_forgotten(
     monkeypatch.setattr(dead_letters, "MAX_OUTSTANDING", 2)
     monkeypatch.setattr(dead_letters, "SECONDS_BETWEEN_ATTEMPTS", (0.01, 0.1))
     broker.create_topic(topic)
+    broker.create_topic(f"{topic}.dlq")
+    broker.configure(f"{topic}.dlq", max_message_bytes="10")
     broker.produce(topic, [b"first", b"second"])
-    letters = DeadLetters(read_settings(environment | {"KAFKA_TOPIC_METADATA_PROPAGATION_MAX_MS": "0"}))
+    letters = DeadLetters(read_settings(environment))
     acknowledged: list[bytes] = []
     for message in broker.read(topic):
         letters.publish(message, InvalidTrade("bad"), partial(acknowledged.append, message.value() or b""))
@@ -80,8 +82,35 @@ def test_refused_letters_are_bounded_retried_and_forgotten(
     assert not acknowledged
     letters.forget()
     assert not letters.full
-    broker.create_topic(f"{topic}.dlq")
+    broker.configure(f"{topic}.dlq", max_message_bytes="1000000")
     broker.produce(topic, [b"third"])
     letters.publish(broker.read(topic)[2], InvalidTrade("bad"), partial(acknowledged.append, b"third"))
     eventually(lambda: letters.poll(0.1) or acknowledged == [b"third"])
     assert [letter.value() for letter in broker.read(f"{topic}.dlq")] == [b"third"]
+
+
+@pytest.mark.parametrize("made_again", [False, True], ids=["deleted", "made again"])
+def test_a_topic_that_is_deleted_is_made_again(
+    broker: KafkaClient, topic: str, environment: dict[str, str], made_again: bool
+) -> None:
+    dead_letter_topic = f"{topic}.dlq"
+    broker.create_topic(topic)
+    broker.create_topic(dead_letter_topic)
+    broker.produce(topic, [b"before", b"after"])
+    before, after = broker.read(topic)
+    letters = DeadLetters(read_settings(environment | {"KAFKA_TOPIC_METADATA_PROPAGATION_MAX_MS": "0"}))
+    acknowledged: list[str] = []
+
+    def told() -> list[str]:
+        letters.poll(0.1)
+        return acknowledged
+
+    letters.publish(before, InvalidTrade("bad"), partial(acknowledged.append, "before"))
+    eventually(lambda: told() == ["before"])
+    broker.delete_topic(dead_letter_topic)
+    eventually(lambda: dead_letter_topic not in broker.topics())
+    if made_again:
+        broker.create_topic(dead_letter_topic)
+    letters.publish(after, InvalidTrade("bad"), partial(acknowledged.append, "after"))
+    eventually(lambda: told() == ["before", "after"])
+    assert [letter.value() for letter in broker.read(dead_letter_topic)] == [b"after"]

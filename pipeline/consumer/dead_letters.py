@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
 
-from pipeline.kafka import client, reason_of
+from pipeline.kafka import PRODUCER_DEFAULTS, PURGED, TopicWatch, client, ensure_topic
 from pipeline.outage import Outage
 from pipeline.reasons import headers_of, reason_headers
 from pipeline.settings import Settings
+from pipeline.user_error import UserError
 
 # A dead letter is its message plus headers, so it can be larger than anything the source topic takes.
 # It keeps the time of its message, which may be long ago: no retention, or it could expire as it is written.
@@ -21,10 +23,11 @@ TOPIC_CONFIG = {"max.message.bytes": "104857600", "retention.ms": "-1"}
 MAX_OUTSTANDING = 10_000  # dead letters
 MAX_OUTSTANDING_BYTES = 16 << 20
 SECONDS_BETWEEN_ATTEMPTS = 1.0, 30.0  # first, longest
+SECONDS_TO_PURGE = 1.0
 
-PRODUCER_DEFAULTS = {"message.timeout.ms": 0, "message.max.bytes": 1_000_000_000}  # no limits but the topic's own
+KAFKA_DEFAULTS = PRODUCER_DEFAULTS | {"message.max.bytes": 1_000_000_000}  # no limit but the topic's own
 # A repeated dead letter does no harm, and an idempotent producer could end in a fatal error.
-PRODUCER_MUSTS = {"enable.idempotence": False, "acks": "all"}
+KAFKA_MUSTS = {"enable.idempotence": False, "acks": "all"}
 
 
 @dataclass(eq=False)
@@ -40,7 +43,10 @@ class DeadLetters:
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.dead_letter_topic
         self._outage = Outage(f"The dead-letter topic {self._topic}")
-        self._producer = client(Producer, PRODUCER_DEFAULTS | settings.kafka | PRODUCER_MUSTS)
+        self._settings = settings
+        self._config = KAFKA_DEFAULTS | settings.kafka | KAFKA_MUSTS
+        self._producer = client(Producer, self._config)
+        self._watch = TopicWatch(client(AdminClient, settings.kafka), self._topic)
         self._outstanding: set[_Letter] = set()  # not acknowledged yet ...
         self._bytes = 0
         self._refused: list[_Letter] = []  # ... and those of them to send again
@@ -67,6 +73,10 @@ class DeadLetters:
     def poll(self, seconds: float = 0) -> None:
         """Take what Kafka acknowledged since, or within that long; send again what it refused."""
         self._producer.poll(seconds)
+        if self._watch.made_again():
+            self._renew()
+        if self._watch.missing:
+            self._make_topic()
         if self._refused and time.monotonic() >= self._next_attempt:
             self._delay = min(2 * self._delay, SECONDS_BETWEEN_ATTEMPTS[1])
             refused, self._refused = self._refused, []
@@ -81,6 +91,24 @@ class DeadLetters:
         self._bytes = 0
         self._producer.purge(in_flight=False)
 
+    def _make_topic(self) -> None:
+        self._watch.missing = False  # until the next look
+        try:
+            ensure_topic(self._settings, self._topic, patience=0, **TOPIC_CONFIG)
+        except UserError as error:
+            self._outage.report(str(error))
+        else:
+            if not self._outstanding:
+                self._outage.end()
+
+    def _renew(self) -> None:
+        """Go on with a new client: the old one would offer the letters to the old topic's leaders (see producer.py)."""
+        self._producer.purge()  # refuses what is left
+        self._producer.flush(SECONDS_TO_PURGE)
+        self._producer = client(Producer, self._config)
+        self._watch.id = ""
+        self._next_attempt = 0.0
+
     def _send(self, letter: _Letter) -> None:
         message = letter.message
         _, timestamp = message.timestamp()
@@ -93,15 +121,13 @@ class DeadLetters:
         except BufferError:
             self._refuse(letter)
         except KafkaException as exception:
-            self._outage.report(reason_of(exception))
-            self._refuse(letter)
+            self._refuse(letter, exception.args[0])
 
     def _on_delivery(self, letter: _Letter, error: KafkaError | None, _: Message) -> None:
         if letter not in self._outstanding:
             return
         if error is not None:
-            self._outage.report(error.str())
-            self._refuse(letter)
+            self._refuse(letter, error)
             return
         self._outstanding.discard(letter)
         self._bytes -= len(letter.message)
@@ -110,7 +136,9 @@ class DeadLetters:
             self._delay = SECONDS_BETWEEN_ATTEMPTS[0]
         letter.acknowledged()
 
-    def _refuse(self, letter: _Letter) -> None:
+    def _refuse(self, letter: _Letter, error: KafkaError | None = None) -> None:
+        if error is not None and error.code() not in PURGED:
+            self._outage.report(error.str())
         if not self._refused:
             self._next_attempt = time.monotonic() + self._delay
         self._refused.append(letter)

@@ -10,7 +10,7 @@ Kafka forgets a topic's offsets when the topic is deleted. Therefore each commit
 another topic's is none; and a trace outlives the topic: an offset in the dead-letter topic, which nobody reads from
 there (its lag counts the dead letters; it takes the right to READ that topic). What Kafka cannot know is that a group
 existed of which it has deleted everything: one without members for longer than the broker's
-`offsets.retention.minutes`, or whose topic and dead-letter topic were both deleted. It starts as new.
+`offsets.retention.minutes`, or while its topic and its dead-letter topic were both deleted. It starts as new.
 """
 
 import time
@@ -23,21 +23,25 @@ from pipeline.kafka import TopicWatch, client
 from pipeline.settings import Settings
 
 SECONDS_TO_ANSWER = 2.0  # for each of three requests; a stop waits for them
-SECONDS_BETWEEN_TRACES = 3600.0  # it would expire, as nobody subscribes to the dead-letter topic
+SECONDS_BETWEEN_TRACES = (
+    5.0  # it would expire, as nobody subscribes to the dead-letter topic, which may be deleted, too
+)
 
 
 class StartingOffsets:
     """Decides the starting offsets of one group, and notices when its topic was made again."""
 
-    def __init__(self, consumer: Consumer, settings: Settings, from_beginning: bool) -> None:
+    def __init__(self, consumer: Consumer, settings: Settings, from_beginning: bool, new_group: bool = True) -> None:
+        """`new_group` is False where the caller knows that the group existed."""
         self._consumer = consumer
         self._admin = client(AdminClient, settings.kafka)
         self._topic = settings.topic
         self._watch = TopicWatch(self._admin, settings.topic)
-        self._trace = TopicPartition(settings.dead_letter_topic, 0)
-        self._latest = settings.auto_offset_reset == "latest" and not from_beginning
+        self._trace = TopicPartition(settings.dead_letter_topic, 0, 0)
+        self._latest = settings.auto_offset_reset == "latest" and not from_beginning and new_group
         self._rewind = from_beginning
         self._rewound: set[int] = set()
+        self._started = False  # the group
         self._next_trace = 0.0
 
     def of(self, assigned: list[TopicPartition]) -> list[TopicPartition] | None:
@@ -61,15 +65,18 @@ class StartingOffsets:
             self._commit(changed)
             return None
         self._rewound |= mine
+        self._started = True
         return [TopicPartition(self._topic, n, starts[n]) for n in mine]
 
     def labelled(self, positions: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Return the positions as they are to be committed: those that are known, with the topic's id."""
-        offsets = [TopicPartition(p.topic, p.partition, p.offset, self._label) for p in positions if p.offset >= 0]
-        if offsets and time.monotonic() >= self._next_trace:
+        return [TopicPartition(p.topic, p.partition, p.offset, self._label) for p in positions if p.offset >= 0]
+
+    def keep_trace(self) -> None:
+        """Commit the trace again when it is time. Returns at once."""
+        if self._started and time.monotonic() >= self._next_trace:
             self._next_trace = time.monotonic() + SECONDS_BETWEEN_TRACES
-            offsets.append(TopicPartition(self._trace.topic, self._trace.partition, 0))
-        return offsets
+            self._consumer.commit(offsets=[self._trace], asynchronous=True)
 
     def made_again(self) -> bool:
         """Tell whether the topic is another one than was first seen. Returns at once."""
@@ -100,12 +107,11 @@ class StartingOffsets:
         if skipped := sum(starts.values()) - sum(oldest.values()):
             told = f"{skipped:,} older messages are skipped (--from-beginning reads them)"
             print(f"A new group starts at the latest offset: {told}.", flush=True)
-        self._next_trace = 0.0
-        self._commit(starts)
+        self._commit(starts, self._trace)
 
-    def _commit(self, offsets: dict[int, int]) -> None:
+    def _commit(self, offsets: dict[int, int], *more: TopicPartition) -> None:
         positions = [TopicPartition(self._topic, number, offset) for number, offset in offsets.items()]
-        self._consumer.commit(offsets=self.labelled(positions), asynchronous=True)
+        self._consumer.commit(offsets=[*self.labelled(positions), *more], asynchronous=True)
 
     def _list_offsets(self, numbers: set[int], which: OffsetSpec) -> dict[int, int]:
         asked = {TopicPartition(self._topic, number): which for number in numbers}

@@ -9,8 +9,8 @@
 The real producer.py and a recording producer of our own, which spells trades in every usual way and makes every 200th
 message an invalid one; one to three consumers; retention; the page, being watched. At random moments one of them is
 killed, frozen, started or stopped; a server crashes, freezes or stays away; the table is locked; the dead-letter topic
-refuses, is replayed; the topic gets more partitions, or is deleted and made again. The seed fixes what is done, in
-which order and with what pauses, but no machine repeats the microsecond at which it hits.
+refuses, is replayed or deleted; the topic gets more partitions, or is deleted and made again. The seed fixes what is
+done, in which order and with what pauses, but no machine repeats the microsecond at which it hits.
 
 What has to be found is told from what the topic holds, by code that shares nothing with the consumer: every valid
 message as a row with equal values, exactly once; every invalid one in the dead-letter topic, bytes and key; no other

@@ -8,17 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import psutil
 import psycopg2
-from confluent_kafka.admin import (
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    NewPartitions,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from pipeline.local_stack.server import Server
 from tests.chaos.flow import Flow
@@ -86,6 +80,7 @@ class Campaign:
         self.consumers: list[Script] = []
         self.producer: Script | None = None
         self.retention: Script | None = None
+        self.deleted_letters: list[Letter] = []
         self.acknowledged = 0  # trades of producers that are gone, as far as those told
         self.began = time.monotonic()
 
@@ -196,7 +191,7 @@ class Campaign:
         self.report.messages = len(self.ledger.rows) + len(self.ledger.dead_letters)
         self.compare_acknowledged()
         self.report.rows = self.ledger.compare_rows(self.rows(f"timestamp >= '{OLD}'"))
-        self.report.dead_letters = self.ledger.compare_dead_letters(self.letters())
+        self.report.dead_letters = self.ledger.compare_dead_letters(chain(self.deleted_letters, self.letters()))
         self.report.repeats = len(self.ledger.repeats)
         if self.ledger.repeats and not self.may_repeat:
             self.find(f"the topic holds {len(self.ledger.repeats):,} trades twice, {self.ledger.repeats[0]} first")
@@ -329,6 +324,7 @@ class Campaign:
             Fault("dead-letter topic: refuses", self.refuse_dead_letters, 2),
             Fault("dead-letter topic: replayed", self.replay, 2),
             Fault("dead-letter topic: replay killed", self.kill_replay),
+            Fault("dead-letter topic: deleted", self.delete_dead_letters),
             Fault("topic: partitions added", self.add_partition, 1, lambda: self.partitions() < MOST_PARTITIONS),
             Fault("topic: deleted and made again", self.make_topic_again),
         ]
@@ -381,13 +377,29 @@ class Campaign:
 
     def refuse_dead_letters(self) -> None:
         """Let Kafka take no dead letters for a while: good rows have to flow meanwhile."""
-        self.configure(DEAD_LETTERS, "max.message.bytes", "1")
+        self.kafka.configure(DEAD_LETTERS, max_message_bytes="1")
         seed = self.random.getrandbits(32)
         self.kafka.produce(TOPIC, [b"refused %d-%d" % (seed, number) for number in range(20)], key=None)
         self.sleep((1.0, 3.0))
         self.flow.mark()
         self.wait_for_rows("while dead letters are refused")
-        self.configure(DEAD_LETTERS, "max.message.bytes", "104857600")
+        self.kafka.configure(DEAD_LETTERS, max_message_bytes="104857600")
+
+    def delete_dead_letters(self) -> None:
+        """Delete the dead-letter topic, whose letters are noted: a consumer that needs it makes it again."""
+        assert self.producer is not None
+        self.recorder.hold()
+        self.producer.process.send_signal(signal.SIGSTOP)
+        self.drain()
+        self.deleted_letters += self.letters()
+        self.kafka.delete_topic(DEAD_LETTERS)
+        eventually(lambda: DEAD_LETTERS not in self.kafka.topics())
+        self.recorder.go_on()
+        self.producer.process.send_signal(signal.SIGCONT)
+        self.kafka.produce(TOPIC, [b"deleted-%d" % self.random.getrandbits(32)], key=None)
+        self.flow.mark()
+        eventually(lambda: DEAD_LETTERS in self.kafka.topics(), timeout=SECONDS_TO_FLOW)
+        eventually(lambda: self.kafka.committed(DEAD_LETTERS, GROUP))  # by which the group is known, whatever follows
 
     def replay(self) -> None:
         """Send all dead letters back, which makes them dead letters once more."""
@@ -445,12 +457,6 @@ class Campaign:
             self.sleep(PAUSE)
             self.start_consumer()
         self.flow.mark()
-
-    def configure(self, topic: str, name: str, value: str) -> None:
-        """Set one of a topic's settings."""
-        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-        change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-        self.admin.incremental_alter_configs([change])[change].result()
 
     # -- on the way
 
