@@ -351,7 +351,7 @@ class TradeConsumer:
             starts = self.starting_offsets.of(self.assigned)
         except KafkaException as exception:
             if self.delay > SECONDS_BETWEEN_ATTEMPTS[0]:  # the first may just be early
-                self.kafka_outage.report(reason_of(exception))
+                self.kafka_outage.report(f"the topic {self.settings.topic}: {reason_of(exception)}")
         if starts is None:
             self.next_attempt = time.monotonic() + self.delay
             self.delay = min(2 * self.delay, SECONDS_BETWEEN_ATTEMPTS[1])

@@ -57,11 +57,21 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture
-def own_broker() -> Iterator[Kafka]:
-    """A broker that this test may stop, kill and start again."""
+@pytest.fixture(scope="session")
+def breakable_broker() -> Iterator[Kafka]:
+    """A broker that one test at a time may harm, as each start takes seconds."""
     with Kafka() as server:
         yield server
+
+
+@pytest.fixture
+def own_broker(breakable_broker: Kafka) -> Kafka:
+    """A broker without topics that this test may stop, kill and start again."""
+    if not breakable_broker.running:
+        breakable_broker.start()
+    for name in breakable_broker.topics() - {"__consumer_offsets"}:
+        breakable_broker.delete_topic(name)
+    return breakable_broker
 
 
 @pytest.fixture
