@@ -5,10 +5,11 @@ Where several processes share the work (pytest-xdist), the first of all starts t
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType
 from uuid import uuid4
 
+import psycopg2
 import pytest
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
@@ -81,12 +82,20 @@ def own_postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def used_databases() -> list[Database]:
+    """Those that are as good as new."""
+    return []
+
+
 @pytest.fixture
-def database(postgres: Postgres) -> Iterator[Database]:
+def database(postgres: Postgres, used_databases: list[Database]) -> Iterator[Database]:
     """A database of this test's own, with an empty table."""
-    fresh = postgres.fresh_database()
-    yield fresh
-    postgres.drop_database(fresh)
+    own = used_databases.pop() if used_databases else postgres.fresh_database()
+    yield own
+    with suppress(psycopg2.OperationalError):  # the test has dropped it
+        own.make_anew()
+        used_databases.append(own)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from pipeline.local_stack.kafka_server import KafkaServer
 from pipeline.local_stack.postgres_server import PostgresServer, create_database
 from pipeline.local_stack.server import Address, Server
 from pipeline.local_stack.server import free_port as free_port  # for the tests, too
+from pipeline.postgres import apply_sql
 from pipeline.user_error import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -230,6 +231,16 @@ class Database:
     def connect(self) -> Connection:
         """Open a connection that the caller closes."""
         return psycopg2.connect(self.url)
+
+    def make_anew(self) -> None:
+        """Bring it back to an empty table, whoever is still connected: a tenth of the time that another one takes."""
+        self.query("""
+            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()
+        """)
+        self.query("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC")
+        with closing(self.connect()) as connection:
+            apply_sql(connection)
 
 
 class Postgres(PostgresServer, Temporary):

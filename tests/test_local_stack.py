@@ -40,7 +40,7 @@ class Stack:
         self.folder = folder
         self.data = folder / ".local"
         for name in ("pipeline", "sql"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*"))
         shutil.copy(ROOT / "local_stack.py", folder)
         share_jars(folder)
         self.started: list[Script] = []
