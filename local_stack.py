@@ -30,12 +30,13 @@ from pipeline.command import parser, run
 from pipeline.kafka import ensure_topic
 from pipeline.local_stack.cluster import KafkaCluster, Operator, PostgresPair
 from pipeline.local_stack.kafka_server import TOOLS, KafkaServer, tool
-from pipeline.local_stack.postgres_server import PostgresServer, read_url
-from pipeline.local_stack.server import Address, Server, all_at_once
+from pipeline.local_stack.postgres_server import PostgresServer, create_database, read_url
+from pipeline.local_stack.server import Address, Server, all_at_once, read_addresses
 from pipeline.settings import Settings
 from pipeline.user_error import UsageError, UserError
 
 FOLDER = Path(__file__).parent / ".local"
+BROKERS = "KAFKA_BOOTSTRAP_SERVERS"
 
 
 def main(options: argparse.Namespace, settings: Settings) -> None:
@@ -50,13 +51,14 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
 
 def run_two(settings: Settings) -> None:
     """Run a broker and a database; when one of them ends by itself, so does the other. Raises `UserError`."""
-    kafka = KafkaServer(FOLDER, kafka_address(settings))
+    kafka = KafkaServer(FOLDER, read_addresses(settings.bootstrap_servers, BROKERS)[0])
     postgres = PostgresServer(FOLDER, settings.database_url)
     try:
         if not (kafka.data.exists() and postgres.data.exists()):
             print("Preparing Kafka and PostgreSQL for their first start ...", flush=True)
         all_at_once(kafka.start, postgres.start)
         if not stop_requested():
+            create_database(postgres.url)
             print(f"🟢 Kafka on {kafka.address}, PostgreSQL on {postgres.address}, kept in {FOLDER}", flush=True)
             print("   Ctrl-C ends both.", flush=True)
             Thread(target=kafka.archive_classes, daemon=True).start()
@@ -70,8 +72,9 @@ def run_two(settings: Settings) -> None:
 def run_cluster(settings: Settings) -> None:
     """Run five servers, and bring back what dies. Raises `UserError`."""
     folder = FOLDER / "cluster"
-    brokers, database = cluster_addresses(settings)
-    kafka, postgres = KafkaCluster(folder, brokers), PostgresPair(folder, database)
+    kafka = KafkaCluster(folder, three_brokers(settings.bootstrap_servers))
+    postgres = PostgresPair(folder, two_databases(settings.database_url))
+    brokers, database = kafka.bootstrap_servers, postgres.url
     operator = Operator(kafka, postgres)
     try:
         print("Starting three brokers, a primary and a standby ...", flush=True)
@@ -90,26 +93,23 @@ def run_cluster(settings: Settings) -> None:
         operator.stop()
 
 
-def cluster_addresses(settings: Settings) -> tuple[str, str]:
-    """Return the addresses of three brokers and two databases; one that is given alone is the first of them."""
-    brokers, database = settings.bootstrap_servers, settings.database_url
-    host, _, port = brokers.rpartition(":")
-    if "," not in brokers and port.isdecimal():
-        brokers = ",".join(f"{host}:{int(port) + step}" for step in range(3))
-    dsn = read_url(database)
-    if "," not in dsn["port"]:
-        user = f"{quote(dsn['user'])}:{quote(dsn.get('password', ''))}"
-        hosts = f"{dsn['host']}:{dsn['port']},{dsn['host']}:{int(dsn['port']) + 1}"
-        database = f"postgresql://{user}@{hosts}/{quote(dsn['dbname'])}?target_session_attrs=read-write"
-    return brokers, database
+def three_brokers(bootstrap_servers: str) -> list[Address]:
+    """Return the addresses of three brokers; one that is given alone is the first of them. Raises `UsageError`."""
+    given = read_addresses(bootstrap_servers, BROKERS)
+    brokers = [given[0]._replace(port=given[0].port + step) for step in range(3)] if len(given) == 1 else given
+    if len(brokers) != 3:
+        raise UsageError(f"{BROKERS}={bootstrap_servers}: a cluster has three brokers, host:port,host:port,...")
+    return brokers
 
 
-def kafka_address(settings: Settings) -> Address:
-    """Read where the broker belongs out of KAFKA_BOOTSTRAP_SERVERS (its first address). Raises `UsageError`."""
-    host, _, port = settings.bootstrap_servers.partition(",")[0].strip().rpartition(":")
-    if not port.isdecimal():
-        raise UsageError(f"KAFKA_BOOTSTRAP_SERVERS={settings.bootstrap_servers}: give host:port")
-    return Address(host, int(port), "KAFKA_BOOTSTRAP_SERVERS")
+def two_databases(url: str) -> str:
+    """Return the URL of a primary and a standby; a server that is given alone is the first of them."""
+    dsn = read_url(url)
+    if "," in dsn["port"]:
+        return url
+    user = f"{quote(dsn['user'])}:{quote(dsn.get('password', ''))}"
+    hosts = f"{dsn['host']}:{dsn['port']},{dsn['host']}:{int(dsn['port']) + 1}"
+    return f"postgresql://{user}@{hosts}/{quote(dsn['dbname'])}?target_session_attrs=read-write"
 
 
 @contextmanager
@@ -143,8 +143,7 @@ def run_tool(name: str, words: list[str], settings: Settings) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in TOOLS:
         name, *words = sys.argv[1:]
-        del sys.argv[1:]
-        sys.exit(run(parser(__doc__), lambda _, settings: run_tool(name, words, settings)))
+        sys.exit(run(parser(__doc__), lambda _, settings: run_tool(name, words, settings), []))
     options = parser(__doc__)
     options.add_argument("--cluster", action="store_true")
     sys.exit(run(options, main))

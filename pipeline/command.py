@@ -10,7 +10,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.settings import Settings, read_settings
@@ -31,10 +31,10 @@ def parser(documentation: str | None) -> argparse.ArgumentParser:
     )
 
 
-def run(parser: argparse.ArgumentParser, main: Main) -> int:
-    """Run a command: options, settings, then `main`. Returns the exit code."""
+def run(parser: argparse.ArgumentParser, main: Main, words: Sequence[str] | None = None) -> int:
+    """Run a command: options (of sys.argv, or those words), settings, then `main`. Returns the exit code."""
     take_signals()
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     try:
         settings = read_settings()
         logging.basicConfig(level=settings.log_level, format="%(message)s")

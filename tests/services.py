@@ -250,6 +250,11 @@ class Postgres(PostgresServer, Temporary):
         folder = Path(tempfile.mkdtemp(prefix="trades-postgres-"))
         super().__init__(folder, f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{free_port()}/kafka_db", options=options)
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        create_database(self.url)
+        return self
+
     @property
     def database(self) -> Database:
         """The database that `.url` names."""

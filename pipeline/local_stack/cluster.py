@@ -5,9 +5,8 @@ standby of a dead primary. That it runs on the same machine makes it a stand-in,
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import psycopg2
@@ -21,22 +20,20 @@ from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError
 
 SECONDS_OF_SILENCE = 5  # after which a PostgreSQL that is there but does not answer counts as dead
-VARIABLE = "KAFKA_BOOTSTRAP_SERVERS"
 STANDBY_OPTIONS = {"shared_buffers": "128MB", "wal_keep_size": "1GB"}
 
 
 class KafkaCluster:
     """Three brokers: each topic has three copies, and a message is acknowledged when two of them have it."""
 
-    def __init__(self, folder: Path, bootstrap_servers: str, settings: Mapping[str, object] | None = None) -> None:
-        addresses = [each.strip().rpartition(":") for each in bootstrap_servers.split(",")]
-        if len(addresses) != 3 or not all(port.isdecimal() for _, _, port in addresses):
-            raise UsageError(f"{VARIABLE}={bootstrap_servers}: a cluster has three brokers, host:port,host:port,...")
+    def __init__(
+        self, folder: Path, addresses: Sequence[Address], settings: Mapping[str, object] | None = None
+    ) -> None:
         voters = {node_id: free_port() for node_id in (1, 2, 3)}
-        self.bootstrap_servers = bootstrap_servers
+        self.bootstrap_servers = ",".join(map(str, addresses))
         self.brokers = [
-            KafkaServer(folder, Address(host, int(port), VARIABLE), f"kafka-{number}", number, voters, settings)
-            for number, (host, _, port) in zip(voters, addresses, strict=True)
+            KafkaServer(folder, address, f"kafka-{number}", number, voters, settings)
+            for number, address in zip(voters, addresses, strict=True)
         ]
 
     def leaders(self, topic: str) -> dict[int, int]:
@@ -90,7 +87,7 @@ class PostgresPair:
     def start(self) -> None:
         """Start both, and make what is missing. Raises `UserError`."""
         standby_is_one = (self.standby.data / "standby.signal").exists()
-        all_at_once(*(partial(Server.start, each) for each in self.servers if standby_is_one or each is self.primary))
+        all_at_once(*(each.start for each in self.servers if standby_is_one or each is self.primary))
         if stop_requested():
             return
         if (self.primary.data / "standby.signal").exists():  # an interrupted `fail_over`
@@ -123,7 +120,7 @@ class PostgresPair:
             standby.run_program("pg_basebackup", "-D", str(folder), "-R", "--checkpoint=fast", "-d", source)
 
         standby.fill(copy)
-        Server.start(standby)
+        standby.start()
         while not stop_requested() and not self.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"):
             wait_for_stop(0.1)
         self._set_standby_names(self.standby_names)

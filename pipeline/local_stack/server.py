@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import psutil
 
 from pipeline.stop import stop_requested
-from pipeline.user_error import UserError
+from pipeline.user_error import UsageError, UserError
 
 SECONDS_TO_START = 120  # on a machine that has much else to do
 SECONDS_TO_STOP = 10
@@ -51,6 +51,17 @@ class Address(NamedTuple):
                     f"port {self.port} cannot be used ({error.strerror}): stop what listens there, "
                     f"or set {self.variable} to another port, for every script alike"
                 ) from None
+
+
+def read_addresses(text: str, variable: str) -> list[Address]:
+    """Read host:port,host:port,... as a variable has it. Raises `UsageError`."""
+    addresses = []
+    for each in text.split(","):
+        host, _, port = each.strip().rpartition(":")
+        if not port.isdecimal():
+            raise UsageError(f"{variable}={text}: give host:port")
+        addresses.append(Address(host, int(port), variable))
+    return addresses
 
 
 _ports = count(997 * os.getpid())  # far from those that another process is about to use

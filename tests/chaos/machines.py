@@ -16,7 +16,7 @@ from psycopg2.extensions import make_dsn
 
 from pipeline.local_stack.cluster import KafkaCluster, PostgresPair
 from pipeline.local_stack.kafka_server import KafkaServer, java
-from pipeline.local_stack.server import Server, all_at_once
+from pipeline.local_stack.server import Address, Server, all_at_once
 from tests.chaos.link import Link
 from tests.services import PASSWORD, USER, eventually, free_port, patiently
 
@@ -32,7 +32,7 @@ class Machines:
         self.folder = Path(tempfile.mkdtemp(prefix="trades-machines-"))
         self.synchronous = synchronous
         settings = {"default.replication.factor": copies, "min.insync.replicas": max(1, copies - 1)}
-        addresses = ",".join(f"127.0.0.1:{free_port()}" for _ in range(3))
+        addresses = [Address("127.0.0.1", free_port()) for _ in range(3)]
         self.brokers = KafkaCluster(self.folder, addresses, settings).brokers
         ports = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
         self.pair = PostgresPair(self.folder, f"postgresql://{USER}:{PASSWORD}@{ports}/kafka_db", synchronous)
