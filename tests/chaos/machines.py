@@ -158,10 +158,7 @@ class Machines:
             elif machine in link.gates:
                 link.gates[machine].cut(there=not speaks, back=not hears)
 
-    def reconnect(self, machine: Machine) -> None:
-        """Mend every line of a machine."""
-        for target, link in self.links:
-            if target is machine:
-                link.mend()
-            elif machine in link.gates:
-                link.gates[machine].mend()
+    def reconnect(self, _: Machine) -> None:
+        """Mend every line: one machine at a time is cut off."""
+        for _, link in self.links:
+            link.mend()
