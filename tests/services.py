@@ -233,7 +233,7 @@ class Database:
         return psycopg2.connect(self.url)
 
     def make_anew(self) -> None:
-        """Bring it back to an empty table, whoever is still connected: a tenth of the time that another one takes."""
+        """Bring it back to an empty table, whoever is still connected; another one would take several times as long."""
         self.query("""
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()

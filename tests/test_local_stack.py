@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def stack(fresh_stack: Stack, prepared: Path) -> Stack:
     return fresh_stack
 
 
-def gone(processes: list[psutil.Process]) -> bool:
+def gone(processes: Sequence[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
@@ -209,18 +209,21 @@ def test_killed_and_started_again_it_has_everything(fresh_stack: Stack, everythi
         fresh_stack.kill_all()
     else:
         first.kill()
-    second = fresh_stack.start_and_wait()
-    assert gone(servers)
-    assert "Preparing" not in second.stdout
-    fresh_stack.assert_filled()
-    assert second.stop() == 0
-    assert second.stderr == ""
-    assert fresh_stack.listens() == []
+    assert_it_has_everything(fresh_stack, servers)
 
 
 def test_stopped_and_started_again_on_other_ports_it_has_everything(stack: Stack) -> None:
-    stack.start_and_wait()
+    assert_it_has_everything(stack)
+
+
+def assert_it_has_everything(stack: Stack, earlier: Sequence[psutil.Process] = ()) -> None:
+    script = stack.start_and_wait()
+    assert gone(earlier)
+    assert "Preparing" not in script.stdout
     stack.assert_filled()
+    assert script.stop() == 0
+    assert script.stderr == ""
+    assert stack.listens() == []
 
 
 def test_who_works_in_its_folder_but_is_no_server_of_it_lives_on(fresh_stack: Stack) -> None:
@@ -307,18 +310,17 @@ def test_a_second_one_from_the_same_folder_is_refused(stack: Stack) -> None:
 
 @pytest.mark.parametrize("variable", ["KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL"])
 def test_a_port_that_is_taken_is_named_with_the_variable_to_change(fresh_stack: Stack, variable: str) -> None:
-    stack = fresh_stack
-    port = stack.broker_port if variable.startswith("KAFKA") else stack.database_port
+    port = fresh_stack.broker_port if variable.startswith("KAFKA") else fresh_stack.database_port
     with socket.socket() as stranger:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stranger.bind(("127.0.0.1", port))
         stranger.listen()
-        script = stack.start()
+        script = fresh_stack.start()
         assert script.wait() == 1
     line = one_line(script.stderr)
     assert str(port) in line
     assert variable in line
-    assert stack.listens() == []
+    assert fresh_stack.listens() == []
 
 
 @pytest.mark.parametrize(
