@@ -14,7 +14,7 @@ from pipeline.stop import stop_requested
 from pipeline.user_error import UserError
 
 JARS = Path(__file__).parent.parent.parent / ".local" / "jars"
-SECONDS_OF_SILENCE = 10  # after which a download is given up; a stop may have to wait for them
+SECONDS_OF_SILENCE = 5  # after which a download is given up; a stop may have to wait for them
 
 
 class Jar(NamedTuple):
