@@ -68,8 +68,8 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     # Where a group starts is decided in pipeline/consumer/starting_offsets.py. This is for an offset that the topic no
     # longer has (deleted by retention): go on with the oldest message left, and say so.
     "auto.offset.reset": "earliest",
-    "session.timeout.ms": 6000,  # a killed consumer's partitions move on after this
-    "heartbeat.interval.ms": 2000,
+    "session.timeout.ms": 8000,  # a killed consumer's partitions move on after this
+    "heartbeat.interval.ms": 1000,
     # Also how long a rebalance waits for a member that died in the middle of joining. We poll at least every eight
     # seconds: so long StartingOffsets may wait for its answers.
     "max.poll.interval.ms": 10_000,
@@ -143,7 +143,8 @@ class TradeConsumer:
         self.table = TradesTable(settings.database_url)
         self.to_write: SimpleQueue[tuple[Batch, Write]] = SimpleQueue()
         self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until they are stored
-        self.to_commit: deque[Batch] = deque()  # stored; the oldest waits for its dead letters
+        self.to_commit: deque[Batch] = deque()  # stored; the oldest waits for its dead letters, or for the last commit
+        self.committing = False
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
@@ -287,8 +288,21 @@ class TradeConsumer:
                 if self.to_commit and not self.to_commit[-1].unacknowledged:
                     self.to_commit.pop()  # the newer offsets include its own
                 self.to_commit.append(batch)
+        if not self.committing:
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit the offsets of what is stored.
+
+        While a commit waits for a broker that died, whatever is sent after it waits too, heartbeats for instance: Kafka
+        answers the requests of one connection one by one. So there is one commit at a time, save for the last.
+        """
+        offsets = None
         while self.to_commit and not self.to_commit[0].unacknowledged:  # [3] the dead letters first
-            self.consumer.commit(offsets=self.to_commit.popleft().offsets, asynchronous=True)  # [1] then the offsets
+            offsets = self.to_commit.popleft().offsets
+        if offsets is not None:
+            self.committing = True
+            self.consumer.commit(offsets=offsets, asynchronous=True)  # [1] then the offsets
 
     # -- the group: partitions come and go
 
@@ -302,6 +316,7 @@ class TradeConsumer:
             | {"stats_cb": self.metrics.on_statistics, "logger": librdkafka_log},
         )
         self.starting_offsets = StartingOffsets(self.consumer, self.settings, from_beginning, new_group)
+        self.committing = False
         self.joining_since = time.monotonic()
         self.consumer.subscribe(
             [self.settings.topic],
@@ -371,6 +386,7 @@ class TradeConsumer:
         while (self.writes or (self.to_commit and self.dead_letters.in_flight)) and time.monotonic() < deadline:
             self.wait_for_writer()
             self.finish_writes()
+        self.commit()
         self.abandon()
 
     def abandon(self) -> None:
@@ -408,6 +424,7 @@ class TradeConsumer:
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """Take the answer to a commit. The next commit or a redelivery covers a failure."""
+        self.committing = False
         if error is None:
             self.end_outage()
         elif error.code() not in (KafkaError._NO_OFFSET, KafkaError._STATE):

@@ -45,9 +45,9 @@ _CONFIG_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
 CLIENT_DEFAULTS = {
     "log_level": 0,  # what matters of librdkafka's log comes through error_cb
     # A broker that is frozen or cut off is given up after these milliseconds, instead of a minute, for its successor.
-    "socket.timeout.ms": 5000,
+    "socket.timeout.ms": 3000,
     "socket.connection.setup.timeout.ms": 5000,
-    "topic.metadata.refresh.interval.ms": 5000,  # until a new controller or added partitions are noticed
+    "topic.metadata.refresh.interval.ms": 2000,  # until a new controller or added partitions are noticed
 }
 PRODUCER_DEFAULTS = {
     "message.timeout.ms": 0,  # a message is never given up

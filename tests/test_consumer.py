@@ -295,7 +295,7 @@ def test_an_outage_longer_than_the_poll_interval_keeps_the_place_in_the_group(
     broker.create_topic(topic)
     consumer = started(
         run_script, "--from-beginning", DATABASE_URL=own_postgres.url,
-        KAFKA_MAX_POLL_INTERVAL_MS="6000", LOG_LEVEL="INFO",
+        KAFKA_MAX_POLL_INTERVAL_MS="6000", KAFKA_SESSION_TIMEOUT_MS="6000", LOG_LEVEL="INFO",
     )  # fmt: skip
     broker.produce(topic, [trade()])
     eventually(lambda: database.count() == 1)

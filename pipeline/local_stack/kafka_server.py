@@ -132,7 +132,8 @@ class KafkaServer(Server):
             # After which a controller or a leader that does not answer is given up; by default 30 seconds.
             "controller.socket.timeout.ms": 2000,
             "replica.socket.timeout.ms": 4000,
-            "broker.session.timeout.ms": 3000,  # a node that comes back after a crash waits this long for itself
+            "offsets.commit.timeout.ms": 2000,  # heartbeats on the same connection wait as long
+            "broker.session.timeout.ms": 2000,  # a node that comes back after a crash waits this long for itself
             "broker.heartbeat.interval.ms": 500,
             "message.max.bytes": 8 << 20,
             **self.settings,

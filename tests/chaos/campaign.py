@@ -344,7 +344,7 @@ class Campaign:
         frozen = self.random.choice(self.consumers)
         frozen.process.send_signal(signal.SIGSTOP)
         self.flow.mark()
-        self.sleep((4.0, 9.0))  # the session lasts 6
+        self.sleep((6.0, 11.0))  # the session lasts 8
         frozen.process.send_signal(signal.SIGCONT)
 
     def remove_consumer(self) -> None:
