@@ -230,7 +230,10 @@ class TradeProducer:
         while (self._returned or len(self._producer)) and time.monotonic() < deadline and not stop_requested():
             self._producer.poll(SECONDS_UNNOTICED)
         self._producer.purge()  # returns what is left
-        self._producer.flush(SECONDS_TO_STOP)
+        while self._producer.flush(SECONDS_UNNOTICED):  # what was on its way between two queues then, too
+            if stop_requested():
+                return
+            self._producer.purge()
         self._count_acknowledged()
         ensure_topic(self._settings, self._topic, patience=None)
         self._producer = client(Producer, self._config)
@@ -300,7 +303,9 @@ class TradeProducer:
             if error.code() not in PURGED:
                 self._note(error)
             return
-        place = f"{message.topic()}, partition {message.partition()}, offset {message.offset()}"
+        # Kafka does not say the offset of a message that it was sent twice, and has once.
+        offset = "unknown" if message.offset() is None else message.offset()
+        place = f"{message.topic()}, partition {message.partition()}, offset {offset}"
         print(f"📤 {describe(decode(message.value()))}  → {place}{self._progress()}", flush=True)
 
     def _on_error(self, error: KafkaError) -> None:

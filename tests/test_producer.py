@@ -23,7 +23,7 @@ from tests.services import ROOT, Kafka, KafkaClient, Script, eventually, free_po
 
 PRINTED = re.compile(
     r"📤 (?P<timestamp>\S+Z)  (?P<ticker>\w+) +(?P<side>buy|sell) +(?P<volume>[\d,]+) @ (?P<price>[\d,.]+)"
-    r"  → (?P<topic>\S+), partition (?P<partition>\d+), offset (?P<offset>\d+)"
+    r"  → (?P<topic>\S+), partition (?P<partition>\d+), offset (?P<offset>\d+|unknown)"
 )
 EACH_SECOND = re.compile(
     r"📤 [\d,]+ trades/s; ([\d,]+) sent, ([\d,]+) acknowledged, ([\d,]+) in flight, ([\d,]+) errors"
