@@ -144,7 +144,7 @@ class TradeConsumer:
         self.to_write: SimpleQueue[tuple[Batch, Write]] = SimpleQueue()
         self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until they are stored
         self.to_commit: deque[Batch] = deque()  # stored; the oldest waits for its dead letters, or for the last commit
-        self.committing = False
+        self.committing = False  # a commit waits for its answer
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False

@@ -161,7 +161,7 @@ def one_line(text: str) -> str:
 def test_ctrl_c_during_the_imports_is_a_graceful_shutdown(fresh_stack: Stack, words: list[str]) -> None:
     script = fresh_stack.start(*words)
     eventually(lambda: script.takes_signals, every=0.001)
-    assert script.stop(timeout=30) == 0  # initdb syncs what it has made, and is not left half done
+    assert script.stop(timeout=30) == 0  # what prepares the folders runs to its end
     assert script.stderr == ""
     assert fresh_stack.servers() == []
 

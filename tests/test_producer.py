@@ -21,10 +21,10 @@ from pipeline.trade import Trade, decode
 from tests.conftest import RunScript
 from tests.services import ROOT, Kafka, KafkaClient, Script, eventually, free_port
 
-PRINTED = re.compile(
-    r"📤 (?P<timestamp>\S+Z)  (?P<ticker>\w+) +(?P<side>buy|sell) +(?P<volume>[\d,]+) @ (?P<price>[\d,.]+)"
-    r"  → (?P<topic>\S+), partition (?P<partition>\d+), offset (?P<offset>\d+|unknown)"
-)
+TRADE = r"📤 (?P<timestamp>\S+Z)  (?P<ticker>\w+) +(?P<side>buy|sell) +(?P<volume>[\d,]+) @ (?P<price>[\d,.]+)  → "
+PRINTED = re.compile(TRADE + r"(?P<topic>\S+), partition (?P<partition>\d+), offset (?P<offset>\d+)")
+# Of a trade that was sent twice, and is there once, Kafka does not say the offset.
+TOLD = re.compile(TRADE + r"\S+, partition \d+, offset (\d+|unknown)")
 EACH_SECOND = re.compile(
     r"📤 [\d,]+ trades/s; ([\d,]+) sent, ([\d,]+) acknowledged, ([\d,]+) in flight, ([\d,]+) errors"
 )
@@ -234,7 +234,7 @@ def test_a_topic_that_is_lost_costs_none_of_the_trades_that_follow(
     assert script.wait(60) == 0
     assert summary(script.stdout) == (120, 0)
     assert "sent anew" in script.stderr
-    lines = [match for line in script.stdout_lines if (match := PRINTED.match(line))]
+    lines = [match for line in script.stdout_lines if (match := TOLD.match(line))]
     delivered = sorted((line["timestamp"], line["ticker"]) for line in lines)
     assert len(delivered) == len(set(delivered)) == 120, "each is told once"
     present = [(trade.timestamp, trade.ticker) for trade in trades(own_broker.read(topic))]
