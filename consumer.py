@@ -78,7 +78,6 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "partition.assignment.strategy": "range",
     "fetch.queue.backoff.ms": 10,  # with the default, a second, a full queue would run empty before it is filled again
     "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
-    "reconnect.backoff.max.ms": 1000,  # a broker that returns is noticed after this
     "statistics.interval.ms": 1000,  # for the metrics
     "log_level": 4,  # warnings; what else matters comes through error_cb
 }

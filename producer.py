@@ -63,7 +63,6 @@ SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed
 
 KAFKA_DEFAULTS: dict[str, Any] = PRODUCER_DEFAULTS | {
     "enable.idempotence": True,  # [1]
-    "reconnect.backoff.max.ms": 1000,
     "request.timeout.ms": 5000,  # after which a broker that does not answer is left for its successor
     "linger.ms": 1,  # that a trade waits for others to share its request
     "statistics.interval.ms": 1000,  # for the metrics

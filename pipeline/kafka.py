@@ -48,7 +48,11 @@ CLIENT_DEFAULTS = {
     "socket.timeout.ms": 3000,
     "socket.connection.setup.timeout.ms": 5000,
     "topic.metadata.refresh.interval.ms": 2000,  # until a new controller or added partitions are noticed
+    "reconnect.backoff.max.ms": 1000,  # a broker that returns is noticed after this
 }
+# With sparse connections librdkafka connects whenever a request wants a broker, without any backoff: one that waits for
+# a dead controller takes two cores, when the living brokers need them most (rd_kafka_broker_schedule_connection).
+ADMIN_DEFAULTS = {"enable.sparse.connections": False}
 PRODUCER_DEFAULTS = {
     "message.timeout.ms": 0,  # a message is never given up
     "topic.metadata.propagation.max.ms": 5000,  # for which a new topic may be unknown to a broker
@@ -63,7 +67,7 @@ log = logging.getLogger(__name__)
 def client(kind: Callable[[dict[str, Any]], Client], config: dict[str, Any]) -> Client:
     """Return a Producer, Consumer or AdminClient, connecting in the background. Raises `UsageError`."""
     try:
-        return kind(CLIENT_DEFAULTS | config)
+        return kind(CLIENT_DEFAULTS | (ADMIN_DEFAULTS if kind is AdminClient else {}) | config)
     except (KafkaException, ValueError, TypeError) as exception:
         raise UsageError(f"a KAFKA_… variable is not right: {reason_of(exception)}") from None
 

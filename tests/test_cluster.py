@@ -4,7 +4,8 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import psutil
 import psycopg2
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from pipeline.kafka import TopicWatch, client
 from tests.services import PASSWORD, USER, Database, Script, environment_of, eventually, free_port
 from tests.test_local_stack import Stack, gone
 
@@ -63,8 +66,25 @@ class Cluster(Stack):
             messages = consumer.consume(len(names), timeout=20)
             assert [message.value() for message in messages] == [name.encode() for name in names]
 
+    def watches(self) -> list[TopicWatch]:
+        """Return so many that some take each broker for the controller: each asks one by chance."""
+        watches = [TopicWatch(client(AdminClient, {"bootstrap.servers": self.brokers}), "orders") for _ in range(12)]
+        for watch in watches:
+            watch.describe()
+        return watches
+
     def standbys(self) -> list[tuple[object, ...]]:
         return self.database.query("SELECT sync_state FROM pg_stat_replication WHERE state = 'streaming'")
+
+
+def seconds_of_processor(watches: Sequence[TopicWatch]) -> float:
+    """Let the scripts' watches look for two seconds, in which the brokers need the processor to choose new leaders."""
+    began, before = time.monotonic(), sum(psutil.Process().cpu_times()[:2])
+    while time.monotonic() - began < 2:
+        for watch in watches:
+            watch.made_again()
+        time.sleep(0.05)
+    return sum(psutil.Process().cpu_times()[:2]) - before
 
 
 @pytest.fixture
@@ -86,7 +106,9 @@ def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cl
     assert cluster.standbys() == [("quorum",)]
     cluster.store("1 before")
 
+    watches = cluster.watches()
     os.kill(cluster.pid_of("leader of partition 0"), signal.SIGKILL)
+    assert seconds_of_processor(watches) < 0.5  # of two
     cluster.store("2 leader killed")
     script.wait_for_line("died and was started again", BROUGHT_BACK)
 
