@@ -68,7 +68,7 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     # Where a group starts is decided in pipeline/consumer/starting_offsets.py. This is for an offset that the topic no
     # longer has (deleted by retention): go on with the oldest message left, and say so.
     "auto.offset.reset": "earliest",
-    "session.timeout.ms": 8000,  # a killed consumer's partitions move on after this
+    "session.timeout.ms": 6000,  # a killed consumer's partitions move on after this
     "heartbeat.interval.ms": 1000,
     # Also how long a rebalance waits for a member that died in the middle of joining. We poll at least every eight
     # seconds: so long StartingOffsets may wait for its answers.
