@@ -157,7 +157,11 @@ class Operator:
 
     def stop(self) -> None:
         """Stop everything, the primary before its standby."""
-        for server in (*self.kafka.brokers, self.postgres.primary, self.postgres.standby):
+        *others, last = self.kafka.brokers
+        for broker in others:
+            broker.stop()
+        last.kill()  # without the others it finds no controller, and would wait for one
+        for server in (self.postgres.primary, self.postgres.standby):
             server.stop()
 
     def targets(self, topic: str) -> Iterator[str]:
