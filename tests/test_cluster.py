@@ -100,6 +100,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.mark.slow
 def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cluster) -> None:
+    cluster.stop_while_it_hangs(cluster.start("--cluster"), "pg_basebackup")
     script = cluster.start_and_wait()
     assert f"export KAFKA_BOOTSTRAP_SERVERS={cluster.brokers}" in script.stdout
     assert f"export DATABASE_URL='{cluster.database.url}'" in script.stdout

@@ -115,15 +115,13 @@ class PostgresPair:
         primary, standby = self.primary, self.standby
         standby.kill()
         source = make_dsn(primary.url, dbname=MAINTENANCE_DATABASE)
-
-        def copy(folder: Path) -> None:
-            standby.run_program("pg_basebackup", "-D", str(folder), "-R", "--checkpoint=fast", "-d", source)
-
-        standby.fill(copy)
+        copy = ("pg_basebackup", "-R", "--checkpoint=fast", "-d", source, "-D")
+        standby.fill(lambda folder: standby.run_program(*copy, str(folder)))
         standby.start()
         while not stop_requested() and not self.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"):
             wait_for_stop(0.1)
-        self._set_standby_names(self.standby_names)
+        if not stop_requested():
+            self._set_standby_names(self.standby_names)
 
     def _set_standby_names(self, names: str) -> None:
         self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
@@ -190,7 +188,8 @@ class Operator:
                 f"🔧 kill -9 {self.postgres.primary.pid:<8} {self.postgres.primary.name} is the primary now", flush=True
             )
             self.postgres.rebuild()
-            print(f"🔧 kill -9 {dead.pid:<8} {dead.name} is back as the standby", flush=True)
+            if not stop_requested():
+                print(f"🔧 kill -9 {dead.pid:<8} {dead.name} is back as the standby", flush=True)
         for server in self.postgres.servers:
             if self._is_dead(server):
                 server.kill()

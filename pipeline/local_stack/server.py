@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import psutil
 
-from pipeline.stop import stop_requested
+from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
 SECONDS_TO_START = 120  # on a machine that has much else to do
@@ -100,7 +100,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> None:
-        """Do what has to be done before a start. Raises `UserError`."""
+        """Do what has to be done before a start, unless the user asks to stop. Raises `UserError`."""
         raise NotImplementedError
 
     def command(self) -> list[str]:
@@ -194,6 +194,19 @@ class Server:
             # A session of its own: a Ctrl-C meant for local_stack.py must not reach a server before its clients.
             io: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
             return subprocess.Popen(command, cwd=folder, **io, **as_user)
+
+    def run_to_end(self, command: list[str], text: str = "") -> None:
+        """Run a program that reads `text`, until it ends or the user asks to stop. Raises `UserError` if it fails."""
+        process = self.run(command)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(text.encode())
+        while process.poll() is None:
+            if wait_for_stop(0.02):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode != 0 and not stop_requested():
+            raise self.failure()
 
     def _end(self, processes: list[psutil.Process]) -> None:
         for process in processes:
