@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -154,6 +155,13 @@ def clone(postgres: Postgres, template: Database) -> Iterator[Database]:
     os.sync()  # what was copied shall not be written during the drain
     yield Database(url)
     postgres.drop_database(Database(url))
+
+
+def save_rows(database: Database, path: Path) -> None:
+    """Write the table to a file, its rows in the order in which they were stored."""
+    with closing(database.connect()) as connection, connection.cursor() as cursor, path.open("wb") as file:
+        cursor.execute("SET synchronize_seqscans = off")
+        cursor.copy_expert("COPY trades TO STDOUT", file)
 
 
 def preload(database: Database, count: int) -> None:

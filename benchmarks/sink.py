@@ -18,6 +18,9 @@ the next, and the time of every commit is recorded. From those times comes what 
                whole, from the start of the process. Several consumers start storing when all have joined.
   from start   rows per second from the start of the process to the last commit, all included.
 
+Several partitions bring the rows in another order than that of their keys. What that costs PostgreSQL is shown by
+`psql \copy` of the rows in the order in which consumer.py stored them.
+
 Every system has to end with exactly the rows that were produced; each is at its fastest setting that leaves a
 redelivered row harmless (benchmarks/systems.py).
 """
@@ -31,7 +34,7 @@ from uuid import uuid4
 
 from benchmarks.backlog import SPELLINGS, fill
 from benchmarks.command import machine, numbers, parser, run, say, say_table
-from benchmarks.drain import Drain, clone, drain, preload
+from benchmarks.drain import Drain, clone, drain, preload, save_rows
 from benchmarks.systems import SYSTEMS, Task
 from tests.services import Kafka, Postgres
 
@@ -43,7 +46,10 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Contestant:
-    """A system, the topic that it drains (psql reads the same rows from a file) and the rows that are there before."""
+    """A system, the topic that it drains (psql reads the same rows from a file) and the rows that are there before.
+
+    psql with `partitions` loads the rows in the order in which consumer.py stored them from so many.
+    """
 
     name: str
     spelling: str = ""
@@ -52,14 +58,15 @@ class Contestant:
 
     @property
     def topic(self) -> str:
-        """The topic with these messages."""
-        return f"{self.spelling}-{self.partitions}"
+        """The topic with these messages; none for psql."""
+        return f"{self.spelling}-{self.partitions}" if self.spelling else ""
 
     @property
     def title(self) -> str:
         """Its name for people."""
         full = f", {self.rows_before / 1e6:g} M rows there" if self.rows_before else ""
-        return SYSTEMS[self.name].title + full
+        order = f", rows as stored from {self.partitions} partitions" if self.partitions and not self.spelling else ""
+        return SYSTEMS[self.name].title + order + full
 
 
 Results = dict[Contestant, list[Drain]]
@@ -75,6 +82,8 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
             for spelling in SYSTEMS[name].reads:
                 for partitions in options.partitions if spelling in options.spelling else ():
                     found.append(Contestant(name, spelling, partitions, rows_before))
+    if {"copy", "consumer"} <= set(options.systems):
+        found += [Contestant("copy", partitions=partitions) for partitions in options.partitions if partitions > 1]
     return found
 
 
@@ -85,7 +94,7 @@ def measure(options: argparse.Namespace) -> None:
     entrants = contestants(options)
     with Kafka() as broker, Postgres(autovacuum="off", track_commit_timestamp="on") as postgres:
         rows_file = broker.folder / "rows.txt"
-        topics = {entrant.topic: entrant for entrant in entrants if entrant.spelling}
+        topics = {entrant.topic: entrant for entrant in entrants if entrant.topic}
         for topic, entrant in topics.items():
             broker.create_topic(topic, entrant.partitions)
         backlog = fill(
@@ -100,18 +109,23 @@ def measure(options: argparse.Namespace) -> None:
             folder = broker.folder / f"drain-{uuid4().hex}"
             folder.mkdir()
             copies = options.consumers if entrant.name == "consumer" else 1
+            as_stored = broker.folder / f"rows-{entrant.partitions}.txt"
+            rows = as_stored if entrant.partitions and not entrant.topic else rows_file
             with clone(postgres, templates[entrant.rows_before]) as database:
                 task = Task(
-                    broker.bootstrap_servers, entrant.topic, entrant.spelling, folder.name, database, rows_file, folder
+                    broker.bootstrap_servers, entrant.topic, entrant.spelling, folder.name, database, rows, folder
                 )
-                return drain(entrant.title, SYSTEMS[entrant.name], task, backlog, copies)
+                result = drain(entrant.title, SYSTEMS[entrant.name], task, backlog, copies)
+                if entrant.name == "consumer" and entrant.partitions > 1 and not as_stored.exists():
+                    save_rows(database, as_stored)
+            return result
 
         results: Results = {entrant: [] for entrant in entrants}
         for number in range(options.rounds):
             for entrant in entrants:
                 result = take_turn(entrant)
                 results[entrant].append(result)
-                label = f"{entrant.title} {entrant.topic if entrant.spelling else ''}"
+                label = f"{entrant.title} {entrant.topic}"
                 say(f"round {number + 1} of {options.rounds}  {label:<55} {result.rate:>9,.0f} rows/s")
     print_results(options, results)
 
@@ -145,6 +159,7 @@ def print_results(options: argparse.Namespace, results: Results) -> None:
     for entrant in results:
         if entrant.name == "consumer":
             compare(results, entrant, Contestant("consumer", "ours", entrant.partitions, entrant.rows_before))
+            compare(results, entrant, Contestant("copy", partitions=entrant.partitions))
         compare(results, entrant, Contestant(entrant.name, entrant.spelling, entrant.partitions))
 
 
@@ -152,7 +167,7 @@ def compare(results: Results, entrant: Contestant, other: Contestant) -> None:
     """Print how a system fares with others' messages, and with a full table."""
     if entrant != other and other in results:
         share = ratio(results[entrant], results[other])
-        say(f"{entrant.title} {entrant.topic}: {share} the rate of {other.title} {other.topic}")
+        say(f"{entrant.title} {entrant.topic}: {share} the rate of {other.title} {other.topic}".rstrip())
 
 
 def ratio(these: list[Drain] | None, those: list[Drain] | None, from_start: bool = False) -> str:

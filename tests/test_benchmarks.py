@@ -27,7 +27,9 @@ def first_column(output: str) -> list[str]:
 def test_sink_compares_the_consumer_with_the_limit_in_every_spelling_and_checks_the_rows() -> None:
     options = ("--systems", "copy,consumer", "--spelling", "ours,local,mixed", "--partitions", "2")
     output = run("benchmarks.sink", "--trades", "3000", "--rounds", "1", *options)
-    assert first_column(output) == ["psql \\copy (the limit)", "consumer.py", "consumer.py", "consumer.py"]
+    limit = "psql \\copy (the limit)"
+    systems = [limit, "consumer.py", "consumer.py", "consumer.py", f"{limit}, rows as stored from 2 partitions"]
+    assert first_column(output) == systems
     assert "consumer.py local-2:" in output
 
 
