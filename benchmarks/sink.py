@@ -62,10 +62,15 @@ class Contestant:
         return f"{self.spelling}-{self.partitions}" if self.spelling else ""
 
     @property
+    def as_stored(self) -> bool:
+        """Tell whether psql loads the rows in the consumer's order."""
+        return not self.topic and self.partitions > 0
+
+    @property
     def title(self) -> str:
         """Its name for people."""
         full = f", {self.rows_before / 1e6:g} M rows there" if self.rows_before else ""
-        order = f", rows as stored from {self.partitions} partitions" if self.partitions and not self.spelling else ""
+        order = f", rows as stored from {self.partitions} partitions" if self.as_stored else ""
         return SYSTEMS[self.name].title + order + full
 
 
@@ -110,7 +115,7 @@ def measure(options: argparse.Namespace) -> None:
             folder.mkdir()
             copies = options.consumers if entrant.name == "consumer" else 1
             as_stored = broker.folder / f"rows-{entrant.partitions}.txt"
-            rows = as_stored if entrant.partitions and not entrant.topic else rows_file
+            rows = as_stored if entrant.as_stored else rows_file
             with clone(postgres, templates[entrant.rows_before]) as database:
                 task = Task(
                     broker.bootstrap_servers, entrant.topic, entrant.spelling, folder.name, database, rows, folder
@@ -159,7 +164,7 @@ def print_results(options: argparse.Namespace, results: Results) -> None:
     for entrant in results:
         if entrant.name == "consumer":
             compare(results, entrant, Contestant("consumer", "ours", entrant.partitions, entrant.rows_before))
-            compare(results, entrant, Contestant("copy", partitions=entrant.partitions))
+            compare(results, entrant, Contestant("copy", "", entrant.partitions, entrant.rows_before))
         compare(results, entrant, Contestant(entrant.name, entrant.spelling, entrant.partitions))
 
 

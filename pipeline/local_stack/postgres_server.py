@@ -67,7 +67,7 @@ class PostgresServer(Server):
                 f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: take it along with "
                 "pg_upgrade, or move the folder away to start with an empty one"
             )
-        if not stop_requested():
+        else:
             self._own(self.data)  # the project may have been moved
 
     def fill(self, make: Callable[[Path], None]) -> None:

@@ -197,6 +197,8 @@ class Server:
 
     def run_to_end(self, command: list[str], text: str = "") -> None:
         """Run a program that reads `text`, until it ends or the user asks to stop. Raises `UserError` if it fails."""
+        if stop_requested():
+            return
         process = self.run(command)
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin:
