@@ -138,7 +138,7 @@ def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cl
         "6 everything killed",
     )
     servers = cluster.servers()
-    assert script.stop() == 0
+    assert script.stop(timeout=30) == 0
     assert script.stderr == ""
     assert gone(servers)
 
