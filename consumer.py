@@ -43,13 +43,13 @@ from pipeline.command import first_line, parser, run
 from pipeline.consumer.dead_letters import TOPIC_CONFIG, DeadLetters
 from pipeline.consumer.progress import Progress
 from pipeline.consumer.starting_offsets import StartingOffsets
-from pipeline.consumer.table import Stored, TradesTable
+from pipeline.consumer.table import Stored, TradesTable, copy_file
 from pipeline.kafka import client, ensure_topic, reason_of
 from pipeline.metrics import ConsumerMetrics, add_option
 from pipeline.outage import Outage
 from pipeline.postgres import prepare_table
 from pipeline.settings import Settings
-from pipeline.trade import InvalidTrade, copy_lines
+from pipeline.trade import InvalidTrade, copy_rows
 from pipeline.user_error import UserError
 
 BATCH_SIZE = 40_000  # trades; more costs memory and gains no speed
@@ -91,10 +91,10 @@ librdkafka_log.addFilter(lambda record: "offset reset" in record.getMessage())
 class Batch:
     """Trades on their way to PostgreSQL, and the offsets to commit once they are there."""
 
-    messages: list[Message] = field(default_factory=list)  # one a line, kept for the dead-letter topic
+    messages: list[Message] = field(default_factory=list)  # kept for the dead-letter topic
     size: int = 0  # bytes of all messages
-    chunks: list[bytes] = field(default_factory=list)  # the lines for COPY, as they were decoded ...
-    lines: bytes = b""  # ... and all together
+    rows: list[bytes] = field(default_factory=list)  # one a message ...
+    content: bytes = b""  # ... and all together, for COPY
     offsets: list[TopicPartition] = field(default_factory=list)
     dead_letters: int = 0
     unacknowledged: int = 0  # dead letters that Kafka has not confirmed
@@ -113,18 +113,16 @@ class Batch:
         self.unacknowledged -= 1
 
     def close(self, sort: bool) -> None:
-        """Put the lines together, if need be sorted by key, with which a line starts; the messages with them."""
+        """Put the rows together, if need be sorted by key, with which a row starts; the messages with them."""
         if sort:
-            lines = b"".join(self.chunks).splitlines(keepends=True)
-            order = sorted(range(len(lines)), key=lines.__getitem__)
-            self.chunks = [lines[index] for index in order]
+            order = sorted(range(len(self.rows)), key=self.rows.__getitem__)
+            self.rows = [self.rows[index] for index in order]
             self.messages = [self.messages[index] for index in order]
-        self.lines = b"".join(self.chunks)
-        self.chunks = []
+        self.content = copy_file(self.rows)
 
     def release(self) -> None:
         """Let go of the messages."""
-        self.messages, self.chunks, self.lines = [], [], b""
+        self.messages, self.rows, self.content = [], [], b""
 
 
 Write = Future[Stored | None]
@@ -201,7 +199,7 @@ class TradeConsumer:
     def decode(self, messages: list[Message]) -> None:
         """Decode messages into the batch; an invalid one, which is then looked for, becomes a dead letter."""
         try:
-            self.batch.chunks.append(copy_lines([message.value() for message in messages]))
+            self.batch.rows += copy_rows([message.value() for message in messages])
             self.batch.messages += messages
         except InvalidTrade as reason:
             if len(messages) == 1:
@@ -263,7 +261,7 @@ class TradeConsumer:
         while not batch.abandoned.is_set():
             try:
                 with self.metrics.commit_seconds.time():
-                    stored = self.table.store(batch.lines)  # [1] first the rows
+                    stored = self.table.store(batch.rows, batch.content)  # [1] first the rows
             except psycopg2.Error as error:  # [4] no row is to blame, so all of them wait
                 self.database_outage.report(first_line(error))
                 self.table.disconnect()

@@ -25,7 +25,7 @@ import psycopg2
 from benchmarks.command import machine, parser, run, say, say_table, show
 from pipeline.consumer.table import TradesTable
 from pipeline.dashboard.queries import LATEST_TRADES
-from pipeline.trade import Trade, copy_lines, encode
+from pipeline.trade import Trade, copy_rows, encode
 from tests.services import Database, Postgres, Script
 
 FILL = """
@@ -72,7 +72,7 @@ def load(database: Database, seconds: float) -> Times:
 
     def store() -> None:
         moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        table.store(copy_lines([encode(Trade(str(uuid4()), "MSFT", 1.5, 1, "sell", moment)) for _ in range(BATCH)]))
+        table.store(copy_rows([encode(Trade(str(uuid4()), "MSFT", 1.5, 1, "sell", moment)) for _ in range(BATCH)]))
 
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         connection.autocommit = True

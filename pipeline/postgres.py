@@ -122,7 +122,7 @@ def execute_file(connection: Connection, path: Path) -> None:
 
 TABLE_MISSING = "the table trades is missing: restart the consumer, or run sql/*.sql"
 
-_DIFFERENCES = """
+DIFFERENCES = """  -- of the columns from those of `incoming`
     SELECT wanted.attname, format_type(wanted.atttypid, wanted.atttypmod), format_type(found.atttypid, found.atttypmod)
     FROM pg_attribute AS wanted
     LEFT JOIN pg_attribute AS found ON found.attrelid = to_regclass('trades') AND found.attname = wanted.attname
@@ -146,7 +146,7 @@ def table_problem(connection: Connection) -> str | None:
         cursor.execute("SELECT to_regclass('trades')")
         if cursor.fetchall() == [(None,)]:
             return TABLE_MISSING
-        cursor.execute(_DIFFERENCES)
+        cursor.execute(DIFFERENCES)
         for column, wanted, found in cursor:
             return f"the column trades.{column} is {found or 'missing'}, and has to be {wanted}"
         cursor.execute(_OBLIGATORY_EXTRAS, [list(COLUMNS)])

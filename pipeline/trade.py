@@ -1,11 +1,11 @@
-"""The trade on the wire: one JSON object per Kafka message, and the line that COPY stores it from.
+"""The trade on the wire: one JSON object per Kafka message, and the row that COPY stores it from.
 
 The same trade in storage is `sql/001_trades.sql`; a test holds the two together.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from struct import Struct, pack
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -57,24 +57,37 @@ def describe(trade: Trade) -> str:
     return f"{trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
 
 
-def copy_lines(values: Sequence[bytes | None]) -> bytes:
-    """Return `lines_of` the trades in the messages' values. Raises `InvalidTrade` as that does."""
-    return lines_of(decode_all(values))
+def copy_rows(values: Sequence[bytes | None]) -> list[bytes]:
+    """Return `rows_of` the trades in the messages' values. Raises `InvalidTrade` as that does."""
+    return rows_of(decode_all(values))
 
 
-def lines_of(trades: Sequence[Trade]) -> bytes:
-    """Return a line of `COPY trades FROM STDIN` (text format, UTF-8) for each trade.
+def rows_of(trades: Sequence[Trade]) -> list[bytes]:
+    """Return each trade as a row of `COPY trades FROM STDIN (FORMAT binary)`, its texts in UTF-8.
+
+    A row is the number of its fields, then each field's length in bytes and its value, integers in network order:
+    https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format". PostgreSQL has less to read in it than in
+    text, which makes storing a row a sixth cheaper.
 
     What JSON types cannot express is checked here too, so that PostgreSQL never meets a value that it would refuse,
     round or shift. Raises `InvalidTrade` if any of the trades is invalid; give them one by one to learn which.
     """
     trade_ids = _uuids([trade.trade_id for trade in trades])
-    timestamps = _in_utc([trade.timestamp for trade in trades])
-    lines = [
-        f"{trade_id}\t{_SYMBOLS[trade.ticker]}\t{_PRICES[trade.price]}\t{trade.volume}\t{trade.side}\t{timestamp}\n"
+    timestamps = _microseconds([trade.timestamp for trade in trades])
+    return [
+        b"".join(
+            (
+                _ROW,
+                trade_id.encode(),
+                _TICKERS[trade.ticker],
+                _PRICES[trade.price],
+                _VOLUME(4, trade.volume),
+                _SIDES[trade.side],
+                _TIMESTAMP(8, timestamp),
+            )
+        )
         for trade_id, trade, timestamp in zip(trade_ids, trades, timestamps, strict=True)
     ]
-    return "".join(lines).encode()
 
 
 def _uuids(texts: list[str]) -> list[str]:
@@ -95,61 +108,67 @@ def _are_uuids(texts: list[str]) -> bool:
     return "".join(texts).encode().translate(_TO_SHAPE) == b"00000000-0000-0000-0000-000000000000" * len(texts)
 
 
-# ISO-8601 that PostgreSQL reads as we do: microseconds at most (finer digits apart), and a zero offset or none, since
-# it ignores the offset of a plain TIMESTAMP.
-_PLAIN = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?)(\d*)(Z|[+-]00(:?00)?)?", re.ASCII)
+_EPOCH, _MICROSECOND = datetime(2000, 1, 1), timedelta(microseconds=1)  # PostgreSQL's
 
 
-def _in_utc(texts: list[str]) -> list[str]:
-    """Return ISO-8601 timestamps as PostgreSQL reads them. A batch has few shapes, so those are what is looked at."""
+def _microseconds(texts: list[str]) -> list[int]:
+    """Return ISO-8601 timestamps as PostgreSQL counts them; what is finer is cut off, and no offset means UTC."""
     try:
         moments = list(map(datetime.fromisoformat, texts))
-        shapes = set("\n".join(texts).encode().translate(_TO_SHAPE).decode().split("\n"))
-        are_plain = all(match and not match[2] for match in map(_PLAIN.fullmatch, shapes))
-        if are_plain and {moment.tzinfo for moment in moments} <= {None, UTC}:
-            return texts
-        return list(map(_rewritten, texts, moments))
+        zones = {moment.tzinfo for moment in moments}
+        if None in zones and min(map(len, texts)) <= len("2026-01-31"):
+            raise ValueError("a date without a time")
+        if len(zones) > 1 or not zones <= {None, UTC}:
+            moments, zones = list(map(_in_utc, moments)), {UTC}
+        epoch = _EPOCH.replace(tzinfo=next(iter(zones), UTC))
+        return [(moment - epoch) // _MICROSECOND for moment in moments]
     except (ValueError, OverflowError) as error:
         raise InvalidTrade(f"timestamp is not ISO-8601: {error}") from None
 
 
-def _rewritten(text: str, moment: datetime) -> str:
-    if moment.tzinfo not in (None, UTC):
-        moment = moment.astimezone(UTC)
-    elif match := _PLAIN.fullmatch(text):
-        return match[1]  # much quicker than isoformat()
-    elif len(text) <= len("2026-01-31"):
-        raise ValueError("a date without a time")
-    return moment.isoformat()
+def _in_utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _symbol(text: str) -> str:
+def _field(value: bytes) -> bytes:
+    return len(value).to_bytes(4) + value
+
+
+def _ticker(text: str) -> bytes:
     if "\0" in text:
         raise InvalidTrade("ticker has a NUL character, which PostgreSQL cannot store")
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return _field(text.encode())
 
 
-def _price(price: float) -> str:
+def _price(price: float) -> bytes:
+    """Return a NUMERIC: three digits to the base 10,000, the second of them the ones, and two decimals to show.
+
+    https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/utils/adt/numeric.c, numeric_recv
+    """
     if round(price, 2) != price:
         raise InvalidTrade(f"price has more than two decimals: {price!r}")
-    return f"{price:.2f}"
+    whole, cents = divmod(round(price * 100), 100)
+    return _field(pack(">hhHHHHH", 3, 1, 0, 2, *divmod(whole, 10_000), cents * 100))
 
 
 Value = TypeVar("Value")
 
 
-class _Texts(dict[Value, str]):
-    """Remembers the text of each value. As `functools.lru_cache`, at half the cost of a hit; starts again when full."""
+class _Fields(dict[Value, bytes]):
+    """Remembers the field of each value: `functools.lru_cache` at half the cost of a hit; starts again when full."""
 
-    def __init__(self, make: Callable[[Value], str]) -> None:
+    def __init__(self, make: Callable[[Value], bytes]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, value: Value) -> str:
+    def __missing__(self, value: Value) -> bytes:
         if len(self) >= 65_536:
             self.clear()
-        text = self[value] = self._make(value)
-        return text
+        field = self[value] = self._make(value)
+        return field
 
 
-_SYMBOLS, _PRICES = _Texts(_symbol), _Texts(_price)
+_TICKERS, _PRICES = _Fields(_ticker), _Fields(_price)
+_SIDES = {side: _field(side.encode()) for side in ("buy", "sell")}
+_VOLUME, _TIMESTAMP = Struct(">ii").pack, Struct(">iq").pack  # with their lengths
+_ROW = pack(">hi", 6, 36)  # fields; bytes of the first, a UUID as text

@@ -24,10 +24,11 @@ from confluent_kafka.admin import AdminClient
 from consumer import Batch, TradeConsumer
 from pipeline.consumer import dead_letters
 from pipeline.consumer.starting_offsets import StartingOffsets
+from pipeline.consumer.table import copy_file
 from pipeline.local_stack.postgres_server import PostgresServer
 from pipeline.reasons import reasons
 from pipeline.settings import read_settings
-from pipeline.trade import Trade, copy_lines, encode
+from pipeline.trade import Trade, copy_rows, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
 from tests.services import SECONDS_TO_END, Database, Kafka, KafkaClient, Postgres, Script, eventually
@@ -259,15 +260,16 @@ def test_a_row_that_only_postgresql_refuses_is_one_dead_letter(
     assert consumer.stop() == 0
 
 
-def test_a_batch_is_sorted_by_key_and_each_line_keeps_its_message() -> None:
+def test_a_batch_is_sorted_by_key_and_each_row_keeps_its_message() -> None:
     batch = Batch()
     for partition in (1, 0):
         values = [trade(trade_id=str(UUID(int=2 * number + partition))) for number in range(500)]
         batch.messages += [Message(value=value) for value in values]
-        batch.chunks.append(copy_lines(values))
+        batch.rows += copy_rows(values)
     batch.close(sort=True)
-    assert batch.lines == copy_lines([message.value() for message in batch.messages])
-    assert [line[:36] for line in batch.lines.decode().splitlines()] == [str(UUID(int=n)) for n in range(1000)]
+    assert batch.rows == copy_rows([message.value() for message in batch.messages])
+    assert batch.content == copy_file(batch.rows)
+    assert [row[6:42].decode() for row in batch.rows] == [str(UUID(int=n)) for n in range(1000)]
 
 
 def test_a_stop_while_the_database_is_down_loses_nothing(
@@ -744,7 +746,7 @@ def test_a_stop_while_a_lock_keeps_the_table(
         broker.produce(topic, [trade() for _ in range(100)])
         eventually(
             lambda: database.query(
-                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'"
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%COPY%'"
             )
         )
         assert consumer.stop() == 0

@@ -7,8 +7,9 @@ from typing import Any
 import psycopg2
 import pytest
 
+from pipeline.consumer.table import TradesTable
 from pipeline.postgres import SQL_FOLDER, execute_file
-from pipeline.trade import COLUMNS, MAX_PRICE, MAX_TICKER_LENGTH, MAX_VOLUME, Trade, copy_lines, decode, encode
+from pipeline.trade import COLUMNS, MAX_PRICE, MAX_TICKER_LENGTH, MAX_VOLUME, Trade, copy_rows, decode, encode
 from tests.services import Database
 
 TRADE = Trade("0199a5c4-7d1e-7c3a-9f00-3b5e8a2f6c11", "AAPL", 271.35, 100, "buy", "2026-01-31T08:30:00.000000Z")
@@ -71,9 +72,7 @@ def test_the_limits_on_the_wire_are_those_of_the_columns(
 def test_a_table_made_by_hand_from_the_contract_takes_a_trade(database: Database) -> None:
     written = ", ".join(f"{name} {kind}" for name, (kind, _) in CONTRACT.items())
     database.query(f"DROP TABLE trades; CREATE TABLE trades ({written}, PRIMARY KEY (trade_id))")
-    with closing(database.connect()) as connection, connection, connection.cursor() as cursor:
-        fields = copy_lines([encode(TRADE)]).decode().rstrip("\n").split("\t")
-        cursor.execute(f"INSERT INTO trades ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * 6)})", fields)
+    assert TradesTable(database.url).store(copy_rows([encode(TRADE)])).inserted == 1
     assert database.query("SELECT price::text, timestamp::text FROM trades") == [("271.35", "2026-01-31 08:30:00")]
 
 

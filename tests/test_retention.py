@@ -10,7 +10,7 @@ from psycopg2.extensions import connection as Connection
 
 from pipeline.consumer.table import TradesTable
 from pipeline.maintenance.retention import BATCH_SIZE, DELETE_OLDEST, prune
-from pipeline.trade import copy_lines
+from pipeline.trade import copy_rows
 from tests.conftest import RunScript
 from tests.messages import trade
 from tests.services import ROOT, Database, Postgres, eventually
@@ -77,7 +77,7 @@ def test_on_a_partitioned_table_what_is_not_expired_stays(database: Database) ->
 
 def test_a_partitioned_table_takes_every_trade_once(database: Database, table: TradesTable) -> None:
     partitioned_as_documented(database)
-    lines = copy_lines([trade(trade_id="01a19467-e801-7000-8000-000000000001"), trade()])
+    lines = copy_rows([trade(trade_id="01a19467-e801-7000-8000-000000000001"), trade()])
     assert table.store(lines).inserted == 2
     assert table.store(lines).repeated == 2
     assert database.query("SELECT tableoid::regclass::text FROM trades ORDER BY 1") == [
@@ -116,7 +116,7 @@ def test_inserts_and_the_page_go_on_beside_an_open_deletion(database: Database) 
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(DELETE_OLDEST, ["-infinity", HOUR])
         assert set(held(connection)) == {"AccessShareLock", "RowExclusiveLock"}
-        assert TradesTable(database.url).store(copy_lines([trade() for _ in range(1000)])).inserted == 1000
+        assert TradesTable(database.url).store(copy_rows([trade() for _ in range(1000)])).inserted == 1000
         assert len(database.query("SELECT ticker FROM trades ORDER BY timestamp DESC LIMIT 200")) == 200
 
 

@@ -13,15 +13,15 @@ from pipeline import postgres as hall
 from pipeline.consumer import table as consumer_table
 from pipeline.consumer.table import TradesTable
 from pipeline.postgres import SQL_FOLDER, TableError, apply_sql, connect, table_problem
-from pipeline.trade import copy_lines
+from pipeline.trade import copy_rows
 from tests.messages import SPELLINGS, expected_row, mutations, spelled, trade
 from tests.services import Database, Postgres, eventually
 
 FIELDS = "trade_id, ticker, price, volume, side, timestamp"
 
 
-def lines(count: int, **fields: object) -> bytes:
-    return copy_lines([trade(**fields) for _ in range(count)])
+def rows(count: int, **fields: object) -> list[bytes]:
+    return copy_rows([trade(**fields) for _ in range(count)])
 
 
 @pytest.fixture
@@ -30,25 +30,25 @@ def table(database: Database) -> TradesTable:
 
 
 def test_a_batch_is_stored(table: TradesTable, database: Database) -> None:
-    stored = table.store(lines(1000))
+    stored = table.store(rows(1000))
     assert (stored.inserted, stored.repeated, stored.refused) == (1000, 0, {})
     assert database.count() == 1000
 
 
 def test_repeated_trades_are_stored_once(table: TradesTable, database: Database) -> None:
-    first, second = lines(100), lines(100)
+    first, second = rows(100), rows(100)
     table.store(first)
     twice = table.store(first + second + second)
     assert (twice.inserted, twice.repeated) == (100, 200)
-    assert table.store(lines(10)).inserted == 10  # merged, as repetitions come in runs
-    assert table.store(lines(10)).inserted == 10  # and copied again
+    assert table.store(rows(10)).inserted == 10  # merged, as repetitions come in runs
+    assert table.store(rows(10)).inserted == 10  # and copied again
     assert database.count() == 220
 
 
 def test_refused_rows_are_found_among_ten_thousand(table: TradesTable, database: Database) -> None:
     database.query("ALTER TABLE trades ADD CHECK (price < 1000)")
-    refused = lines(1, price=1000)
-    stored = table.store(refused + lines(4320) + refused + lines(5677) + refused)
+    refused = rows(1, price=1000)
+    stored = table.store(refused + rows(4320) + refused + rows(5677) + refused)
     assert sorted(stored.refused) == [0, 4321, 9_999]
     assert all(isinstance(reason, psycopg2.errors.CheckViolation) for reason in stored.refused.values())
     assert stored.inserted == database.count() == 9_997
@@ -56,9 +56,9 @@ def test_refused_rows_are_found_among_ten_thousand(table: TradesTable, database:
 
 def test_refused_and_repeated_rows_in_one_batch(table: TradesTable, database: Database) -> None:
     database.query("ALTER TABLE trades ADD CHECK (price < 1000)")
-    known = lines(10)
+    known = rows(10)
     table.store(known)
-    stored = table.store(known + lines(1, price=1000) + lines(5))
+    stored = table.store(known + rows(1, price=1000) + rows(5))
     assert (stored.inserted, stored.repeated, list(stored.refused)) == (5, 10, [10])
 
 
@@ -68,16 +68,16 @@ def test_a_trigger_may_refuse_a_row(table: TradesTable, database: Database) -> N
             $$ BEGIN IF NEW.ticker = 'SCAM' THEN RAISE 'not listed'; END IF; RETURN NEW; END $$;
         CREATE TRIGGER refuse BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION refuse()
     """)
-    stored = table.store(lines(3) + lines(1, ticker="SCAM") + lines(3))
+    stored = table.store(rows(3) + rows(1, ticker="SCAM") + rows(3))
     assert list(stored.refused) == [3]
     assert database.count() == 6
 
 
 def test_another_unique_key_refuses_its_row(table: TradesTable, database: Database) -> None:
     database.query("ALTER TABLE trades ADD UNIQUE (ticker, price)")
-    known = lines(1, price=7)
+    known = rows(1, price=7)
     assert table.store(known).inserted == 1
-    stored = table.store(lines(3, price=8) + known)
+    stored = table.store(rows(3, price=8) + known)
     assert (stored.inserted, stored.repeated, sorted(stored.refused)) == (1, 1, [1, 2])
     assert database.count() == 2
 
@@ -86,23 +86,23 @@ def test_a_role_that_cannot_name_the_key_is_told_of_another_unique_key(table: Tr
     database.query("DROP ROLE IF EXISTS inserter; CREATE ROLE inserter LOGIN PASSWORD 'kafka_password'")
     database.query("GRANT INSERT ON trades TO inserter")
     table = TradesTable(database.url.replace("kafka_user", "inserter"))
-    known = lines(1)
+    known = rows(1)
     table.store(known)
     assert table.store(known).repeated == 1
     table.disconnect()
     database.query("ALTER TABLE trades ADD CONSTRAINT one_price UNIQUE (price)")
     with pytest.raises(TableError, match=r"one_price.*SELECT \(trade_id\)"):
-        table.store(lines(1, price=2))
+        table.store(rows(1, price=2))
     table.disconnect()
     database.query("GRANT SELECT (trade_id) ON trades TO inserter")
-    assert len(table.store(lines(2, price=3)).refused) == 1
+    assert len(table.store(rows(2, price=3)).refused) == 1
     database.query("DROP OWNED BY inserter")
 
 
 def test_a_deferred_constraint_refuses_its_row(table: TradesTable, database: Database) -> None:
     database.query("CREATE TABLE listed (ticker VARCHAR(10) PRIMARY KEY); INSERT INTO listed VALUES ('AAPL')")
     database.query("ALTER TABLE trades ADD FOREIGN KEY (ticker) REFERENCES listed DEFERRABLE INITIALLY DEFERRED")
-    stored = table.store(lines(2) + lines(1, ticker="NONE") + lines(2))
+    stored = table.store(rows(2) + rows(1, ticker="NONE") + rows(2))
     assert (stored.inserted, list(stored.refused)) == (4, [2])
 
 
@@ -126,7 +126,7 @@ def test_what_no_row_is_to_blame_for_is_waited_for(
     table: TradesTable, database: Database, breaks: str, mends: str, said: str
 ) -> None:
     database.query(breaks)
-    batch = lines(3)
+    batch = rows(3)
     with pytest.raises(psycopg2.Error, match=said):
         table.store(batch)
     table.disconnect()
@@ -140,15 +140,15 @@ def test_a_table_partitioned_by_trade_id_works(table: TradesTable, database: Dat
     database.query("CREATE TABLE low PARTITION OF trades FOR VALUES FROM ('0') TO ('8')")
     database.query("CREATE TABLE high PARTITION OF trades FOR VALUES FROM ('8') TO ('g')")
     database.query("ALTER TABLE trades ADD CHECK (price < 1000)")
-    batch = lines(50)
+    batch = rows(50)
     assert table.store(batch).inserted == 50
-    stored = table.store(batch + lines(5) + lines(1, price=1000))
+    stored = table.store(batch + rows(5) + rows(1, price=1000))
     assert (stored.inserted, stored.repeated, list(stored.refused)) == (5, 50, [55])
 
 
 def test_what_the_codec_lets_through_postgresql_takes(table: TradesTable, database: Database) -> None:
     messages = {message: row for message in mutations(seed=3, count=5_000) if (row := expected_row(message))}
-    stored = table.store(copy_lines(list(messages)))
+    stored = table.store(copy_rows(list(messages)))
     assert stored.refused == {}
     assert set(database.query(f"SELECT {FIELDS} FROM trades")) == set(messages.values())
 
@@ -157,7 +157,7 @@ def test_postgresql_reads_the_usual_spellings_as_they_were_meant(table: TradesTa
     expected = set()
     for number, spelling in enumerate(SPELLINGS):  # each a batch of its own: nothing else in it is unusual
         messages = [spelled(spelling, 10 * number + 1), spelled(spelling, 10**12 * number + 2)]
-        table.store(copy_lines(messages))
+        table.store(copy_rows(messages))
         expected |= set(map(expected_row, messages))
     assert set(database.query(f"SELECT {FIELDS} FROM trades")) == expected
 
@@ -172,7 +172,7 @@ def test_a_character_set_that_lacks_a_character_refuses_that_row_only(postgres: 
     with closing(connect(latin.url)) as connection:
         apply_sql(connection)
     table = TradesTable(latin.url)
-    stored = table.store(copy_lines([trade(), trade(ticker="株式"), trade(ticker="Größe")]))
+    stored = table.store(copy_rows([trade(), trade(ticker="株式"), trade(ticker="Größe")]))
     assert list(stored.refused) == [1]
     assert latin.count() == 2
     table.disconnect()
@@ -202,8 +202,27 @@ def test_an_altered_table_is_named(database: Database, alteration: str, problem:
     assert re.search(problem, found)
     if "NUMERIC" in alteration:
         with pytest.raises(TableError, match="price"):
-            table.store(lines(1))
+            table.store(rows(1))
         table.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        *(("trade_id", kind) for kind in ("uuid", "text")),
+        *(("price", kind) for kind in ("double precision", "bytea")),
+        *(("volume", kind) for kind in ("bigint", "real", "date", "text")),
+        *(("timestamp", kind) for kind in ("timestamp with time zone", "bigint", "double precision")),
+    ],
+)
+def test_a_column_that_is_given_another_type_meanwhile_is_named(
+    table: TradesTable, database: Database, column: str, kind: str
+) -> None:
+    table.store(rows(1))
+    database.query(f"TRUNCATE trades; ALTER TABLE trades ALTER {column} TYPE {kind} USING NULL")
+    with pytest.raises(TableError, match=rf"trades\.{column} is {kind}"):
+        table.store(rows(3))
+    assert database.count() == 0
 
 
 def test_a_table_made_by_hand_works(database: Database) -> None:
@@ -213,13 +232,13 @@ def test_a_table_made_by_hand_works(database: Database) -> None:
                              side VARCHAR(10), timestamp TIMESTAMP)
     """)
     table = TradesTable(database.url)
-    batch = lines(5)
+    batch = rows(5)
     assert table.store(batch).inserted == 5
     assert table.store(batch).repeated == 5
 
 
 def test_the_sql_can_be_run_again(database: Database, table: TradesTable) -> None:
-    table.store(lines(5))
+    table.store(rows(5))
     connection = connect(database.url)
     apply_sql(connection)
     connection.close()
@@ -253,7 +272,7 @@ def waiting_for_standby(server: Postgres, statement: str = "%") -> list[int]:
 
 def test_a_repeated_batch_waits_for_the_standby_too(own_postgres: Postgres) -> None:
     table = TradesTable(own_postgres.url)
-    batch = lines(3)
+    batch = rows(3)
     table.store(batch)
     wait_for_standby(own_postgres, "standby")
     with ThreadPoolExecutor(1) as writer:
@@ -273,14 +292,14 @@ class Translated(list[str]):
 
 def test_a_commit_whose_wait_for_the_standby_is_cancelled_waits_again_or_fails(own_postgres: Postgres) -> None:
     table = TradesTable(own_postgres.url)
-    table.store(lines(1))
+    table.store(rows(1))
     assert table._connection
     table._connection.notices = Translated()
     wait_for_standby(own_postgres, "standby")
-    batch = lines(3)
+    batch = rows(3)
     with ThreadPoolExecutor(1) as writer:
         stored = writer.submit(table.store, batch)
-        for statement in ("COPY%", "SELECT%"):
+        for statement in ("%COPY%", "SELECT%"):
             [pid] = eventually(lambda: waiting_for_standby(own_postgres, statement))  # noqa: B023
             assert not stored.done()
             own_postgres.database.query("SELECT pg_cancel_backend(%s)", pid)
@@ -296,7 +315,7 @@ def test_a_trigger_may_give_notices(table: TradesTable, database: Database) -> N
             $$ BEGIN RAISE WARNING 'canceling wait for synchronous replication'; RETURN NEW; END $$;
         CREATE TRIGGER tell BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION tell()
     """)
-    batch = lines(3)
+    batch = rows(3)
     assert table.store(batch).inserted == 3
     assert table.store(batch).repeated == 3
 
@@ -308,14 +327,14 @@ def test_a_frozen_server_is_left_for_another(
     monkeypatch.setattr(hall, "SECONDS_TO_ANSWER", 2)
     hosts = ",".join(f"{server.address.host}:{server.address.port}" for server in (own_postgres, postgres))
     table = TradesTable(f"postgresql://kafka_user:kafka_password@{hosts}/kafka_db?connect_timeout=2")
-    table.store(lines(1))
+    table.store(rows(1))
     assert own_postgres.database.count() == 1
     assert own_postgres.process
     frozen = [parent := psutil.Process(own_postgres.process.pid), *parent.children(recursive=True)]
     for process in frozen:
         process.suspend()
     try:
-        batch = lines(5)
+        batch = rows(5)
         with pytest.raises(psycopg2.OperationalError):
             table.store(batch)
         table.disconnect()
@@ -341,7 +360,7 @@ def test_a_locked_table_is_waited_for(table: TradesTable, database: Database, mo
     with ThreadPoolExecutor(1) as writer:
         with closing(database.connect()) as connection:
             connection.cursor().execute("LOCK TABLE trades IN ACCESS EXCLUSIVE MODE")
-            stored = writer.submit(table.store, lines(3))
+            stored = writer.submit(table.store, rows(3))
             eventually(lambda: len(asked) > 1)
         assert stored.result(30).inserted == 3
     assert all(asked)

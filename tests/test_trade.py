@@ -1,8 +1,7 @@
 """The trade on the wire: every value is either stored as it was meant or refused with a reason."""
 
 import json
-import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from random import Random
 
@@ -10,32 +9,44 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.trade import COLUMNS, InvalidTrade, Trade, copy_lines, decode, encode
+from pipeline.trade import COLUMNS, InvalidTrade, Trade, copy_rows, decode, encode
 from tests.messages import BROKEN_BYTES, SPELLINGS, STRANGE_VALUES, Row, expected_row, mutations, spelled, trade
 
-PLAIN_TIMESTAMP = re.compile(r"[0-9-]{10}[T ][0-9:]{8}(\.[0-9]{1,6})?(Z|[+-]00(:?00)?)?")
-ESCAPES = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
+EPOCH = datetime(2000, 1, 1)  # PostgreSQL's
 
 
 def stored(*messages: bytes) -> list[Row] | None:
     """Return the rows that COPY would make of a batch, None if it is refused."""
     try:
-        lines = copy_lines(messages).decode().split("\n")
+        rows = copy_rows(messages)
     except InvalidTrade:
         return None
-    assert len(lines) == len(messages) + 1, "COPY would read more rows, or fewer"
-    return list(map(row, lines[:-1]))
+    assert len(rows) == len(messages)
+    return list(map(row, rows))
 
 
-def row(line: str) -> Row:
-    """Read a line as PostgreSQL would: it ignores the offset of a plain TIMESTAMP."""
-    identity, ticker, price, volume, side, timestamp = line.split("\t")
-    assert ticker != "\\N", "COPY would read NULL"
-    assert PLAIN_TIMESTAMP.fullmatch(timestamp), "PostgreSQL would refuse it, round it or read another moment"
-    for escaped, character in ESCAPES.items():
-        ticker = ticker.replace(escaped, character) if escaped != "\\\\" else ticker.replace("\\\\", "\1")
-    moment = datetime.fromisoformat(timestamp).replace(tzinfo=None)
-    return identity, ticker.replace("\1", "\\"), Decimal(price), int(volume), side, moment
+def row(content: bytes) -> Row:
+    """Read a row as PostgreSQL would."""
+    assert content[:2] == b"\0\6", "it has another number of fields"
+    fields, rest = [], content[2:]
+    while rest:
+        length = int.from_bytes(rest[:4])
+        fields.append(rest[4 : 4 + length])
+        rest = rest[4 + length :]
+    trade_id, ticker, price, volume, side, timestamp = fields
+    assert "\0" not in ticker.decode(), "PostgreSQL would refuse it"
+    assert (len(volume), len(timestamp)) == (4, 8)
+    moment = EPOCH + timedelta(microseconds=int.from_bytes(timestamp, signed=True))
+    shares = int.from_bytes(volume, signed=True)
+    return trade_id.decode(), ticker.decode(), numeric(price), shares, side.decode(), moment
+
+
+def numeric(content: bytes) -> Decimal:
+    """Read a NUMERIC: how many digits to the base 10,000, the power of the first, sign, decimals, then the digits."""
+    count, weight, sign, decimals, *digits = (int.from_bytes(content[i : i + 2]) for i in range(0, len(content), 2))
+    assert (count, sign, decimals) == (len(digits), 0, 2)
+    assert max(digits) < 10_000
+    return sum((Decimal(digit) * 10_000 ** Decimal(weight - i) for i, digit in enumerate(digits)), Decimal())
 
 
 def expected(*messages: bytes) -> list[Row] | None:
@@ -117,13 +128,13 @@ def test_ids_that_are_nearly_uuids(texts: list[str]) -> None:
 
 def test_one_bad_message_refuses_its_batch() -> None:
     with pytest.raises(InvalidTrade, match="price"):
-        copy_lines([trade(), trade(price=-1), trade()])
+        copy_rows([trade(), trade(price=-1), trade()])
 
 
 def test_timestamps_that_only_together_have_the_plain_length_are_told_apart() -> None:
     plain = "2026-01-31T08:30:00.123456Z"
     with pytest.raises(InvalidTrade, match="timestamp"):
-        copy_lines([trade(timestamp=plain + plain[0]), trade(timestamp=plain[1:])])
+        copy_rows([trade(timestamp=plain + plain[0]), trade(timestamp=plain[1:])])
 
 
 @given(st.binary(max_size=300))

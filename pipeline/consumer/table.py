@@ -11,12 +11,25 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from pipeline.postgres import TEMPORARY_TABLE, TableError, answers, connect, cut, execute_file, table_problem
+from pipeline.postgres import (
+    DIFFERENCES,
+    TEMPORARY_TABLE,
+    TableError,
+    answers,
+    connect,
+    cut,
+    execute_file,
+    table_problem,
+)
 from pipeline.trade import COLUMNS
 
 SECONDS_TO_STORE = 3.0  # after which the server is asked whether it is still there
 
 _COLUMNS = ", ".join(COLUMNS)
+_COPY = "COPY {} (" + _COLUMNS + ") FROM STDIN (FORMAT binary)"
+# A column that was given another type of the same width would take the bytes for something else: that divides by zero.
+_PREPARE_CHECK = f"PREPARE same_columns AS SELECT 1 / (count(*) = 0)::integer FROM ({DIFFERENCES}) AS differences"
+_COPY_CHECKED = f"LOCK TABLE trades IN ROW EXCLUSIVE MODE; EXECUTE same_columns; {_COPY.format('trades')}"
 _OTHER_KEYS = """
     SELECT indexrelid::regclass FROM pg_index
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
@@ -48,8 +61,10 @@ class TradesTable:
         self._began: float | None = None
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def store(self, lines: bytes) -> Stored:
-        """Store a batch of `copy_lines` in one transaction, each exactly once, and commit it.
+    def store(self, rows: Sequence[bytes], content: bytes | None = None) -> Stored:
+        """Store a batch of `copy_rows` in one transaction, each exactly once, and commit it.
+
+        `content` is what `copy_file` makes of the rows, if that was done before: PostgreSQL waits for it.
 
         A batch goes straight into `trades`. One with a key that repeats (a redelivery), or with a row that is refused,
         fails as a whole, and is then merged. Raises `psycopg2.Error` for faults that no row is to blame for; the same
@@ -58,7 +73,7 @@ class TradesTable:
         self._began = time.monotonic()
         try:
             connection = self._connection or self._connect()
-            stored = self._store(connection, lines)
+            stored = self._store(connection, rows, content or copy_file(rows))
             self._make_certain(connection)
             return stored
         finally:
@@ -74,6 +89,7 @@ class TradesTable:
         self._connection = connection = connect(self._url)
         execute_file(connection, TEMPORARY_TABLE)
         with connection, connection.cursor() as cursor:
+            cursor.execute(_PREPARE_CHECK)
             # Naming the key makes another one refuse its row, where it would drop it silently; that takes the right.
             cursor.execute("SELECT has_column_privilege('trades', 'trade_id', 'SELECT')")
             if cursor.fetchall() == [(True,)]:
@@ -83,15 +99,16 @@ class TradesTable:
                 cursor.execute(_OTHER_KEYS)
                 for (name,) in cursor:
                     raise TableError(f"besides the unique key {name}, this role needs SELECT (trade_id) ON trades")
+        connection.set_client_encoding("UTF8")
         connection.autocommit = True  # a COPY alone is a transaction, and needs no BEGIN and COMMIT
         return connection
 
-    def _store(self, connection: Connection, lines: bytes) -> Stored:
+    def _store(self, connection: Connection, rows: Sequence[bytes], content: bytes) -> Stored:
         del connection.notices[:]
         if not self._expect_repeats:
             try:
                 with connection.cursor() as cursor:
-                    return Stored(inserted=_copy(cursor, "trades", lines))
+                    return Stored(inserted=_copy(cursor, _COPY_CHECKED, content))
             except psycopg2.Error as error:
                 if not _blames_a_row(error):
                     raise
@@ -100,7 +117,7 @@ class TradesTable:
         stored = Stored()
         with connection, connection.cursor() as cursor:
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a deferred one would refuse the whole batch at its end
-            self._merge_halves(cursor, lines.splitlines(keepends=True), 0, stored)
+            self._merge_halves(cursor, rows, 0, stored)
         self._expect_repeats = stored.repeated > 0  # redeliveries come in runs
         return stored
 
@@ -118,9 +135,9 @@ class TradesTable:
             if connection.notices:
                 raise psycopg2.OperationalError("a commit no longer waited for the standby, so it may not be there")
 
-    def _merge(self, cursor: Cursor, lines: bytes) -> Stored:
-        """Insert the lines whose key is new. In key order, so that two consumers cannot deadlock over the same keys."""
-        count = _copy(cursor, "incoming", lines)
+    def _merge(self, cursor: Cursor, rows: Sequence[bytes]) -> Stored:
+        """Insert the rows whose key is new. In key order, so that two consumers cannot deadlock over the same keys."""
+        count = _copy(cursor, _COPY.format("incoming"), copy_file(rows))
         cursor.execute(
             f"INSERT INTO trades ({_COLUMNS}) SELECT {_COLUMNS} FROM incoming ORDER BY trade_id {self._on_conflict}"
         )
@@ -129,11 +146,11 @@ class TradesTable:
         cursor.execute(_WRITE_AHEAD)
         return Stored(inserted=inserted, repeated=count - inserted)
 
-    def _merge_halves(self, cursor: Cursor, lines: Sequence[bytes], first: int, stored: Stored) -> None:
-        """Merge what PostgreSQL takes, halving around what it refuses: log2(n) rounds find one refused line of n."""
+    def _merge_halves(self, cursor: Cursor, rows: Sequence[bytes], first: int, stored: Stored) -> None:
+        """Merge what PostgreSQL takes, halving around what it refuses: log2(n) rounds find one refused row of n."""
         cursor.execute("SAVEPOINT half")
         try:
-            merged = self._merge(cursor, b"".join(lines))
+            merged = self._merge(cursor, rows)
             cursor.execute("DELETE FROM incoming")
             cursor.execute("RELEASE SAVEPOINT half")
             stored.inserted += merged.inserted
@@ -142,12 +159,12 @@ class TradesTable:
             if not _blames_a_row(error):
                 raise
             cursor.execute("ROLLBACK TO SAVEPOINT half")
-            if len(lines) == 1:
+            if len(rows) == 1:
                 stored.refused[first] = error
                 return
-            middle = len(lines) // 2
-            self._merge_halves(cursor, lines[:middle], first, stored)
-            self._merge_halves(cursor, lines[middle:], first + middle, stored)
+            middle = len(rows) // 2
+            self._merge_halves(cursor, rows[:middle], first, stored)
+            self._merge_halves(cursor, rows[middle:], first + middle, stored)
 
     def _watch(self) -> None:
         """Cut the connection to a server that has stopped answering, so that `store` fails and connects again.
@@ -166,10 +183,14 @@ class TradesTable:
                 cut(connection)
 
 
-def _copy(cursor: Cursor, table: str, lines: bytes) -> int:
-    """Copy the lines, all at once: between two pieces, psycopg2 would have to wait for the interpreter lock."""
-    copy = f"COPY {table} ({_COLUMNS}) FROM STDIN (ENCODING 'UTF8')"
-    cursor.copy_expert(copy, BytesIO(lines), size=len(lines) + 1)
+def copy_file(rows: Sequence[bytes]) -> bytes:
+    """Return rows as COPY reads them from a file in binary format."""
+    return b"".join([b"PGCOPY\n\xff\r\n\0", bytes(8), *rows, b"\xff\xff"])
+
+
+def _copy(cursor: Cursor, statement: str, content: bytes) -> int:
+    """Copy all at once: between two pieces, psycopg2 would have to wait for the interpreter lock."""
+    cursor.copy_expert(statement, BytesIO(content), size=len(content) + 1)
     return cursor.rowcount
 
 

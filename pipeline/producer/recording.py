@@ -21,7 +21,7 @@ import msgspec
 
 from pipeline.command import first_line
 from pipeline.producer.pace import MAX, Step
-from pipeline.trade import COLUMNS, InvalidTrade, Trade, decode_all, encode, lines_of
+from pipeline.trade import COLUMNS, InvalidTrade, Trade, decode_all, encode, rows_of
 from pipeline.user_error import UsageError
 
 LINES_AT_ONCE = 1000  # more would not fit in the cache of the processor, and be a quarter slower
@@ -90,7 +90,7 @@ class Recording:
         """Yield the valid trades; an invalid one is searched for by halves, as most batches have none."""
         try:
             trades = _trades([record for _, record in records])
-            lines_of(trades)  # for what it refuses
+            rows_of(trades)  # for what it refuses
         except ValueError as reason:  # InvalidTrade, or no Unicode
             if middle := len(records) // 2:
                 yield from self._valid(records[:middle])
