@@ -76,6 +76,7 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     # All partitions are given back in a rebalance and every open batch is dropped: with an incremental protocol, a
     # dropped batch of a partition that we keep would be lost.
     "partition.assignment.strategy": "range",
+    "fetch.wait.max.ms": 100,  # that partitions just assigned may wait for a fetch which asked an empty one alone
     "fetch.queue.backoff.ms": 10,  # with the default, a second, a full queue would run empty before it is filled again
     "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
     "statistics.interval.ms": 1000,  # for the metrics
@@ -178,7 +179,8 @@ class TradeConsumer:
             self.paused = False
             self.consumer.resume(self.consumer.assignment())
         if not self.writes:
-            first = self.consumer.poll(SECONDS_UNNOTICED if self.assigned else 0.2)
+            joining = self.assigned or self.joining_since is not None  # poll waits on after it has called us back
+            first = self.consumer.poll(0.01 if joining else 0.2)
             if first is not None:
                 self.add([first, *self.consumer.consume(CHUNK_SIZE, timeout=0)])
         elif messages := self.consumer.consume(CHUNK_SIZE, timeout=0):
@@ -424,6 +426,7 @@ class TradeConsumer:
         self.committing = False
         if error is None:
             self.end_outage()
+            self.next_attempt = 0.0  # starting offsets may be what is committed
         elif error.code() not in (KafkaError._NO_OFFSET, KafkaError._STATE):
             log.info("offsets not committed (%s): these trades may be delivered again", error.str())
 
