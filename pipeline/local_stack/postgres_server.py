@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -131,10 +131,7 @@ class PostgresServer(Server):
 
     def let_clients_finish(self) -> None:
         """Let the "smart" shutdown wait for who is connected, a moment, before `stop` ends them."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(SECONDS_FOR_CLIENTS)
+        self.signal_and_wait(signal.SIGTERM, SECONDS_FOR_CLIENTS)
 
 
 def read_url(url: str) -> dict[str, str]:

@@ -33,11 +33,6 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
-    def listens(self) -> bool:
-        """Tell whether something listens there."""
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
     def check_usable(self) -> None:
         """Raise `UserError` unless the address is this machine's and nothing listens there yet."""
         if self.host not in ("localhost", "127.0.0.1"):
@@ -122,7 +117,7 @@ class Server:
 
     def launch(self) -> None:
         """Start without waiting. Raises `UserError`."""
-        self._end(self.processes())  # of an earlier run that was killed
+        self.kill()  # what an earlier run left behind when it was killed
         self.address.check_usable()
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
@@ -143,13 +138,23 @@ class Server:
 
     def stop(self) -> None:
         """Shut down gracefully; what takes too long is killed, and recovers at the next start."""
-        if self.running:
-            self._end([psutil.Process(self.pid)])
+        self.signal_and_wait(self.stop_signal, SECONDS_TO_STOP)
         self.kill()
+
+    def signal_and_wait(self, number: signal.Signals, seconds: float) -> None:
+        """Send a signal, and wait that long for the server's end."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
 
     def kill(self) -> None:
         """Crash: end the server and all its children with SIGKILL."""
-        _kill(self.processes())
+        processes = self.processes()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, SECONDS_TO_STOP)
         if self.process is not None:
             self.process.wait()
 
@@ -166,12 +171,8 @@ class Server:
 
     def processes(self) -> list[psutil.Process]:
         """Find the server and its children by the folder they work in, whoever started them."""
-        found = []
-        for process in psutil.process_iter(["name"]):
-            with suppress(psutil.Error):
-                if process.info["name"] == self.program and process.cwd() == str(self.data):
-                    found.append(process)
-        return found
+        wanted = {"name": self.program, "cwd": str(self.data)}
+        return [process for process in psutil.process_iter(["name", "cwd"]) if process.info == wanted]
 
     def failure(self) -> UserError:
         """Return in one line why the server ended."""
@@ -210,23 +211,9 @@ class Server:
         if process.returncode != 0 and not stop_requested():
             raise self.failure()
 
-    def _end(self, processes: list[psutil.Process]) -> None:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(self.stop_signal)
-        _, stubborn = psutil.wait_procs(processes, SECONDS_TO_STOP)
-        _kill(stubborn)
-
 
 def all_at_once(*actions: Callable[[], None]) -> None:
     """Start servers at the same time, each in a thread. Raises `UserError`."""
     with ThreadPoolExecutor() as executor:
         for done in [executor.submit(action) for action in actions]:
             done.result()
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, SECONDS_TO_STOP)
