@@ -16,11 +16,8 @@ if __name__ == "__main__":
     take_signals()  # before the slower imports
 
 import argparse
-import fcntl
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -29,11 +26,11 @@ from urllib.parse import quote
 from pipeline.command import parser, run
 from pipeline.kafka import ensure_topic
 from pipeline.local_stack.cluster import KafkaCluster, Operator, PostgresPair
-from pipeline.local_stack.kafka_server import TOOLS, KafkaServer, tool
+from pipeline.local_stack.kafka_server import TOOLS, KafkaServer, java
 from pipeline.local_stack.postgres_server import PostgresServer, create_database, read_url
-from pipeline.local_stack.server import Address, Server, all_at_once, read_addresses
+from pipeline.local_stack.server import Address, Server, all_at_once, locked, read_addresses
 from pipeline.settings import Settings
-from pipeline.user_error import UsageError, UserError
+from pipeline.user_error import UsageError
 
 FOLDER = Path(__file__).parent / ".local"
 BROKERS = "KAFKA_BOOTSTRAP_SERVERS"
@@ -41,7 +38,7 @@ BROKERS = "KAFKA_BOOTSTRAP_SERVERS"
 
 def main(options: argparse.Namespace, settings: Settings) -> None:
     """Run the servers until the user stops them. Raises `UserError`."""
-    with only_one(FOLDER):
+    with locked(FOLDER, "local_stack.py is already running from this folder"):
         if options.cluster:
             run_cluster(settings)
         else:
@@ -74,15 +71,15 @@ def run_cluster(settings: Settings) -> None:
     folder = FOLDER / "cluster"
     kafka = KafkaCluster(folder, three_brokers(settings.bootstrap_servers))
     postgres = PostgresPair(folder, two_databases(settings.database_url))
-    brokers, database = kafka.bootstrap_servers, postgres.url
     operator = Operator(kafka, postgres)
     try:
         print("Starting three brokers, a primary and a standby ...", flush=True)
         operator.start()
         if not stop_requested():
-            ensure_topic(replace(settings, kafka={"bootstrap.servers": brokers}), settings.topic, None)
+            ensure_topic(replace(settings, kafka={"bootstrap.servers": kafka.bootstrap_servers}), settings.topic, None)
             print(f"🟢 Cluster, kept in {folder}. The scripts find it with\n", flush=True)
-            print(f"   export KAFKA_BOOTSTRAP_SERVERS={brokers}\n   export DATABASE_URL='{database}'\n", flush=True)
+            print(f"   export KAFKA_BOOTSTRAP_SERVERS={kafka.bootstrap_servers}", flush=True)
+            print(f"   export DATABASE_URL='{postgres.url}'\n", flush=True)
             print("   Kill any of these: it is brought back, and no trade is lost. Ctrl-C ends all.\n", flush=True)
             for line in operator.targets(settings.topic):
                 print(f"   {line}", flush=True)
@@ -112,18 +109,6 @@ def two_databases(url: str) -> str:
     return f"postgresql://{user}@{hosts}/{quote(dsn['dbname'])}?target_session_attrs=read-write"
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process, however it ends. Raises `UserError`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("local_stack.py is already running from this folder") from None
-        yield
-
-
 def watch(servers: list[Server]) -> None:
     """Wait until the user asks to stop. Raises `UserError` when a server ends by itself."""
     while not wait_for_stop(0.2):
@@ -133,17 +118,19 @@ def watch(servers: list[Server]) -> None:
                 raise server.failure()
 
 
-def run_tool(name: str, words: list[str], settings: Settings) -> None:
-    """Become one of Kafka's command-line tools. Raises `UserError`."""
-    command = tool(name, words, settings.bootstrap_servers)
+def run_tool(_: argparse.Namespace, settings: Settings) -> None:
+    """Become one of Kafka's command-line tools, on our broker unless another is given. Raises `UserError`."""
+    tool, *words = sys.argv[1:]
+    if not any(word.startswith("--bootstrap-") for word in words):
+        words = ["--bootstrap-server", settings.bootstrap_servers, *words]
+    command = java(TOOLS[tool], *words)
     if not stop_requested():
         os.execv(command[0], command)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in TOOLS:
-        name, *words = sys.argv[1:]
-        sys.exit(run(parser(__doc__), lambda _, settings: run_tool(name, words, settings), []))
+        sys.exit(run(parser(__doc__), run_tool, []))
     options = parser(__doc__)
     options.add_argument("--cluster", action="store_true")
     sys.exit(run(options, main))

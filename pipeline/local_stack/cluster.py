@@ -1,20 +1,18 @@
-"""Servers of which any one may die: three brokers, and PostgreSQL with a standby.
+"""Servers any one of which may die: three brokers, and PostgreSQL with a standby.
 
 `Operator` does what an operator would, or Patroni, or a managed database: it brings back what died and promotes the
-standby of a dead primary. That it runs on the same machine makes it a stand-in, no protection.
+standby of a dead primary. That it runs on the same machine makes it a stand-in, not a protection.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
-import psycopg2
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import make_dsn
 
 from pipeline.local_stack.kafka_server import KafkaServer
-from pipeline.local_stack.postgres_server import MAINTENANCE_DATABASE, PostgresServer, create_database, read_url
+from pipeline.local_stack.postgres_server import PostgresServer, create_database, execute, read_url
 from pipeline.local_stack.server import Address, Server, all_at_once, free_port
 from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError
@@ -60,18 +58,12 @@ class PostgresPair:
             raise UsageError(
                 "DATABASE_URL: a cluster has two servers: postgresql://user:password@host:port,host:port/..."
             )
-        hosts = hosts if len(hosts) == 2 else hosts * 2
         self.url = url
         self.standby_names = "ANY 1 (*)" if synchronous else ""
-        self.servers = [
-            PostgresServer(
-                folder,
-                make_dsn(url, host=host, port=port, target_session_attrs="any"),
-                f"postgres-{number}",
-                STANDBY_OPTIONS,
-            )
-            for number, (host, port) in enumerate(zip(hosts, ports, strict=True), 1)
-        ]
+        self.servers = []
+        for name, host, port in zip(("postgres-1", "postgres-2"), hosts * 2, ports, strict=False):  # one host is both's
+            own_url = make_dsn(url, host=host, port=port, target_session_attrs="any")
+            self.servers.append(PostgresServer(folder, own_url, name, STANDBY_OPTIONS))
         self._file = folder / "primary"
 
     @property
@@ -90,19 +82,14 @@ class PostgresPair:
         all_at_once(*(each.start for each in self.servers if standby_is_one or each is self.primary))
         if stop_requested():
             return
-        if (self.primary.data / "standby.signal").exists():  # an interrupted `fail_over`
+        if (self.primary.data / "standby.signal").exists():  # an interrupted `promote`
             self._promote()
         create_database(self.primary.url)
         if not standby_is_one:
             self.rebuild()
 
-    def fail_over(self) -> None:
-        """Make the standby the primary, once the old primary cannot write any more."""
-        self.primary.kill()
-        self.promote()
-
     def promote(self) -> None:
-        """Make the standby the primary."""
+        """Make the standby the primary; the old one must not be able to write any more."""
         self._file.write_text(self.standby.name)
         self._promote()
 
@@ -112,12 +99,9 @@ class PostgresPair:
 
     def rebuild(self) -> None:
         """Make the other server a standby, a copy of the primary; from then on the primary waits for it."""
-        primary, standby = self.primary, self.standby
-        standby.kill()
-        source = make_dsn(primary.url, dbname=MAINTENANCE_DATABASE)
-        copy = ("pg_basebackup", "-R", "--checkpoint=fast", "-d", source, "-D")
-        standby.fill(lambda folder: standby.run_program(*copy, str(folder)))
-        standby.start()
+        self.standby.kill()
+        self.standby.copy(self.primary)
+        self.standby.start()
         while not stop_requested() and not self.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"):
             wait_for_stop(0.1)
         if not stop_requested():
@@ -129,11 +113,7 @@ class PostgresPair:
 
     def execute(self, sql: str) -> list[tuple[object, ...]]:
         """Run a statement on the primary."""
-        with closing(psycopg2.connect(make_dsn(self.primary.url, dbname=MAINTENANCE_DATABASE))) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(sql)
-                return list(cursor.fetchall()) if cursor.description else []
+        return execute(self.primary.url, sql)
 
 
 class Operator:
@@ -143,11 +123,6 @@ class Operator:
         self.kafka = kafka
         self.postgres = postgres
         self._answered: dict[str, float] = {}
-
-    @property
-    def servers(self) -> list[Server]:
-        """All five."""
-        return [*self.kafka.brokers, *self.postgres.servers]
 
     def start(self) -> None:
         """Start everything. Raises `UserError`."""
@@ -163,41 +138,34 @@ class Operator:
             server.stop()
 
     def targets(self, topic: str) -> Iterator[str]:
-        """Say how each server is killed, and what it is."""
+        """Return a line for each server: the command that kills it, and its role."""
         leaders = self.kafka.leaders(topic)
         for broker in self.kafka.brokers:
-            led = [str(partition) for partition, leader in leaders.items() if leader == broker.node_id]
-            yield f"kill -9 {broker.pid:<8} broker {broker.node_id}" + f", leader of partition {', '.join(led)}" * bool(
-                led
-            )
+            led = ", ".join(str(partition) for partition, leader in leaders.items() if leader == broker.node_id)
+            role = f", leader of partition {led}" if led else ""
+            yield f"kill -9 {broker.pid:<8} broker {broker.node_id}{role}"
         for server in self.postgres.servers:
             role = "primary" if server is self.postgres.primary else "standby"
             yield f"kill -9 {server.pid:<8} PostgreSQL's {role} on port {server.address.port}"
 
     def mend(self) -> None:
         """Bring back what died since the last time, and say so."""
-        for server in self.servers:
+        for server in (*self.kafka.brokers, *self.postgres.servers):
             server.trim_log()
         for broker in self.kafka.brokers:
             if not broker.running:
-                self._launch(broker)
+                _start_again(broker)
         if self._is_dead(self.postgres.primary) and self.postgres.standby.running:
             dead = self.postgres.primary
-            self.postgres.fail_over()
-            print(
-                f"🔧 kill -9 {self.postgres.primary.pid:<8} {self.postgres.primary.name} is the primary now", flush=True
-            )
+            dead.kill()
+            self.postgres.promote()
+            _report(self.postgres.primary, "is the primary now")
             self.postgres.rebuild()
             if not stop_requested():
-                print(f"🔧 kill -9 {dead.pid:<8} {dead.name} is back as the standby", flush=True)
+                _report(dead, "is back as the standby")
         for server in self.postgres.servers:
             if self._is_dead(server):
-                server.kill()
-                self._launch(server)
-
-    def _launch(self, server: Server) -> None:
-        server.launch()
-        print(f"🔧 kill -9 {server.pid:<8} {server.name} died and was started again", flush=True)
+                _start_again(server)
 
     def _is_dead(self, server: Server) -> bool:
         """Tell whether the server ended, or has been silent for too long; asks once a second."""
@@ -208,3 +176,12 @@ class Operator:
         if dead := not server.running or silent:
             del self._answered[server.name]
         return dead
+
+
+def _start_again(server: Server) -> None:
+    server.launch()
+    _report(server, "died and was started again")
+
+
+def _report(server: Server, what: str) -> None:
+    print(f"🔧 kill -9 {server.pid:<8} {server.name} {what}", flush=True)

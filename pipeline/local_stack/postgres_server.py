@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
-from psycopg2.sql import SQL, Identifier
+from psycopg2.sql import SQL, Composable, Identifier
 
 from pipeline.command import first_line
-from pipeline.local_stack.jars import only_here
-from pipeline.local_stack.server import Address, Server
+from pipeline.local_stack.jars import JARS
+from pipeline.local_stack.server import Address, Server, locked
 from pipeline.postgres import apply_sql
 from pipeline.stop import stop_requested
 from pipeline.user_error import UsageError, UserError
@@ -61,7 +61,7 @@ class PostgresServer(Server):
         """Make a new cluster unless there is one."""
         version = self.data / "PG_VERSION"
         if not version.exists():
-            self.fill(self._initialise)
+            self._fill(self._initialise)
         elif (made_by := version.read_text().strip()) != VERSION:
             raise UserError(
                 f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: take it along with "
@@ -70,8 +70,14 @@ class PostgresServer(Server):
         else:
             self._own(self.data)  # the project may have been moved
 
-    def fill(self, make: Callable[[Path], None]) -> None:
-        """Make the data folder anew; an interruption, the user's too, leaves no ruin of it."""
+    def copy(self, primary: "PostgresServer") -> None:
+        """Make the data folder anew, as a standby's: a copy of the primary's."""
+        source = make_dsn(primary.url, dbname=MAINTENANCE_DATABASE)
+        words = ("pg_basebackup", "-R", "--checkpoint=fast", "-d", source, "-D")
+        self._fill(lambda folder: self._run_program(*words, str(folder)))
+
+    def _fill(self, make: Callable[[Path], None]) -> None:
+        """Make the data folder anew; an interruption, by the user too, leaves nothing unfinished in its place."""
         unfinished = self.data.with_name(f"{self.name}.unfinished")
         for old in (self.data, unfinished):
             shutil.rmtree(old, ignore_errors=True)
@@ -87,7 +93,7 @@ class PostgresServer(Server):
             password.write(self.dsn.get("password", ""))
             password.flush()
             self._own(Path(password.name))
-            self.run_program(
+            self._run_program(
                 *("initdb", "-D", str(folder), "-U", self.dsn["user"], "--no-instructions", "--encoding=UTF8"),
                 *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
                 *("--auth=scram-sha-256", f"--pwfile={password.name}"),
@@ -95,17 +101,16 @@ class PostgresServer(Server):
         if (name := self.dsn["dbname"]) != MAINTENANCE_DATABASE:
             quoted = name.replace('"', '""')
             create = f'CREATE DATABASE "{quoted}"\n'
-            self.run_program("postgres", "--single", "-D", str(folder), MAINTENANCE_DATABASE, text=create)
+            self._run_program("postgres", "--single", "-D", str(folder), MAINTENANCE_DATABASE, text=create)
 
-    def run_program(self, program: str, *words: str, text: str = "") -> None:
-        """Run one of PostgreSQL's programs, as `run_to_end`."""
+    def _run_program(self, program: str, *words: str, text: str = "") -> None:
         self.run_to_end([str(BINARIES / program), *words], text)
 
     def _own(self, path: Path) -> None:
         """Give a file or folder to PostgreSQL's user, who may pass through the folders above, but not list them."""
         if self.user is None:
             return
-        with only_here():  # of two useradd at once one fails, and takes what the other did along
+        with locked(JARS):  # of two useradd at once one fails, and undoes what the other did
             try:
                 pwd.getpwnam(self.user)
             except KeyError:
@@ -130,12 +135,12 @@ class PostgresServer(Server):
         return True
 
     def let_clients_finish(self) -> None:
-        """Let the "smart" shutdown wait for who is connected, a moment, before `stop` ends them."""
+        """Give those who are connected a moment to finish ("smart" shutdown) before `stop` disconnects them."""
         self.signal_and_wait(signal.SIGTERM, SECONDS_FOR_CLIENTS)
 
 
 def read_url(url: str) -> dict[str, str]:
-    """Take DATABASE_URL apart as libpq does, with its defaults. Raises `UsageError`."""
+    """Parse DATABASE_URL as libpq does, with its defaults. Raises `UsageError`."""
     try:
         dsn = {"host": "localhost", "port": "5432", "user": "", **parse_dsn(url)}
         int(dsn["port"].partition(",")[0])
@@ -144,14 +149,19 @@ def read_url(url: str) -> dict[str, str]:
     return {"dbname": dsn["user"], **dsn}
 
 
-def create_database(url: str) -> None:
-    """Create the database that the URL names unless it exists, and in it what `sql/` describes."""
+def execute(url: str, sql: str | Composable) -> list[tuple[object, ...]]:
+    """Run a statement of the superuser, outside of a transaction and of the URL's own database; return its rows."""
     with closing(psycopg2.connect(make_dsn(url, dbname=MAINTENANCE_DATABASE))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            name = read_url(url)["dbname"]
-            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
-            if not cursor.fetchall():
-                cursor.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+            cursor.execute(sql)
+            return list(cursor.fetchall()) if cursor.description else []
+
+
+def create_database(url: str) -> None:
+    """Create the database that the URL names unless it exists, and in it what `sql/` describes."""
+    name = read_url(url)["dbname"]
+    if (name,) not in execute(url, "SELECT datname FROM pg_database"):
+        execute(url, SQL("CREATE DATABASE {}").format(Identifier(name)))
     with closing(psycopg2.connect(url)) as connection:
         apply_sql(connection)

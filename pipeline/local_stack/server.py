@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -210,6 +211,18 @@ class Server:
                 process.wait()
         if process.returncode != 0 and not stop_requested():
             raise self.failure()
+
+
+@contextmanager
+def locked(folder: Path, refusal: str = "") -> Iterator[None]:
+    """Hold a folder for this process, however it ends. While another has it: waits, or raises `UserError(refusal)`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB if refusal else LOCK_EX)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        yield
 
 
 def all_at_once(*actions: Callable[[], None]) -> None:
