@@ -21,19 +21,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
-from urllib.parse import quote
 
 from pipeline.command import parser, run
 from pipeline.kafka import ensure_topic
-from pipeline.local_stack.cluster import KafkaCluster, Operator, PostgresPair
+from pipeline.local_stack.cluster import Operator
 from pipeline.local_stack.kafka_server import TOOLS, KafkaServer, java
-from pipeline.local_stack.postgres_server import PostgresServer, create_database, read_url
-from pipeline.local_stack.server import Address, Server, all_at_once, locked, read_addresses
+from pipeline.local_stack.postgres_server import PostgresServer, create_database
+from pipeline.local_stack.server import Server, all_at_once, locked, read_addresses
 from pipeline.settings import Settings
-from pipeline.user_error import UsageError
 
 FOLDER = Path(__file__).parent / ".local"
-BROKERS = "KAFKA_BOOTSTRAP_SERVERS"
 
 
 def main(options: argparse.Namespace, settings: Settings) -> None:
@@ -48,7 +45,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
 
 def run_two(settings: Settings) -> None:
     """Run a broker and a database; when one of them ends by itself, so does the other. Raises `UserError`."""
-    kafka = KafkaServer(FOLDER, read_addresses(settings.bootstrap_servers, BROKERS)[0])
+    kafka = KafkaServer(FOLDER, read_addresses(settings.bootstrap_servers)[0])
     postgres = PostgresServer(FOLDER, settings.database_url)
     try:
         if not (kafka.data.exists() and postgres.data.exists()):
@@ -69,17 +66,15 @@ def run_two(settings: Settings) -> None:
 def run_cluster(settings: Settings) -> None:
     """Run five servers, and bring back what dies. Raises `UserError`."""
     folder = FOLDER / "cluster"
-    kafka = KafkaCluster(folder, three_brokers(settings.bootstrap_servers))
-    postgres = PostgresPair(folder, two_databases(settings.database_url))
-    operator = Operator(kafka, postgres)
+    operator = Operator(folder, settings.bootstrap_servers, settings.database_url)
+    brokers, postgres = operator.bootstrap_servers, operator.postgres
     try:
         print("Starting three brokers, a primary and a standby ...", flush=True)
         operator.start()
         if not stop_requested():
-            ensure_topic(replace(settings, kafka={"bootstrap.servers": kafka.bootstrap_servers}), settings.topic, None)
+            ensure_topic(replace(settings, kafka={"bootstrap.servers": brokers}), settings.topic, None)
             print(f"🟢 Cluster, kept in {folder}. The scripts find it with\n", flush=True)
-            print(f"   export KAFKA_BOOTSTRAP_SERVERS={kafka.bootstrap_servers}", flush=True)
-            print(f"   export DATABASE_URL='{postgres.url}'\n", flush=True)
+            print(f"   export KAFKA_BOOTSTRAP_SERVERS={brokers}\n   export DATABASE_URL='{postgres.url}'\n", flush=True)
             print("   Kill any of these: it is brought back, and no trade is lost. Ctrl-C ends all.\n", flush=True)
             for line in operator.targets(settings.topic):
                 print(f"   {line}", flush=True)
@@ -88,25 +83,6 @@ def run_cluster(settings: Settings) -> None:
         postgres.primary.let_clients_finish()
     finally:
         operator.stop()
-
-
-def three_brokers(bootstrap_servers: str) -> list[Address]:
-    """Return the addresses of three brokers; one that is given alone is the first of them. Raises `UsageError`."""
-    given = read_addresses(bootstrap_servers, BROKERS)
-    brokers = [given[0]._replace(port=given[0].port + step) for step in range(3)] if len(given) == 1 else given
-    if len(brokers) != 3:
-        raise UsageError(f"{BROKERS}={bootstrap_servers}: a cluster has three brokers, host:port,host:port,...")
-    return brokers
-
-
-def two_databases(url: str) -> str:
-    """Return the URL of a primary and a standby; a server that is given alone is the first of them."""
-    dsn = read_url(url)
-    if "," in dsn["port"]:
-        return url
-    user = f"{quote(dsn['user'])}:{quote(dsn.get('password', ''))}"
-    hosts = f"{dsn['host']}:{dsn['port']},{dsn['host']}:{int(dsn['port']) + 1}"
-    return f"postgresql://{user}@{hosts}/{quote(dsn['dbname'])}?target_session_attrs=read-write"
 
 
 def watch(servers: list[Server]) -> None:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,9 +181,9 @@ class KafkaClient:
 class Kafka(KafkaServer, Temporary, KafkaClient):
     """A broker of its own."""
 
-    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="trades-kafka-"))
-        super().__init__(folder, Address("127.0.0.1", free_port()), settings=settings)
+        super().__init__(folder, Address("127.0.0.1", free_port()))
 
 
 def _watermarks(consumer: Consumer, topic: str) -> list[tuple[TopicPartition, TopicPartition]]:
@@ -248,7 +248,8 @@ class Postgres(PostgresServer, Temporary):
 
     def __init__(self, **options: object) -> None:
         folder = Path(tempfile.mkdtemp(prefix="trades-postgres-"))
-        super().__init__(folder, f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{free_port()}/kafka_db", options=options)
+        url = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{free_port()}/kafka_db"
+        super().__init__(folder, url, "postgres", **options)
 
     def __enter__(self) -> Self:
         super().__enter__()

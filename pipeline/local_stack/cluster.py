@@ -5,15 +5,16 @@ standby of a dead primary. That it runs on the same machine makes it a stand-in,
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import make_dsn
 
 from pipeline.local_stack.kafka_server import KafkaServer
 from pipeline.local_stack.postgres_server import PostgresServer, create_database, execute, read_url
-from pipeline.local_stack.server import Address, Server, all_at_once, free_port
+from pipeline.local_stack.server import BROKERS, Server, all_at_once, free_port, read_addresses
 from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError
 
@@ -21,28 +22,28 @@ SECONDS_OF_SILENCE = 5  # after which a PostgreSQL that is there but does not an
 STANDBY_OPTIONS = {"shared_buffers": "128MB", "wal_keep_size": "1GB"}
 
 
-class KafkaCluster:
-    """Three brokers: each topic has three copies, and a message is acknowledged when two of them have it."""
+def three_brokers(folder: Path, bootstrap_servers: str) -> list[KafkaServer]:
+    """Return three brokers; an address that is given alone is that of the first. Raises `UsageError`.
 
-    def __init__(
-        self, folder: Path, addresses: Sequence[Address], settings: Mapping[str, object] | None = None
-    ) -> None:
-        voters = {node_id: free_port() for node_id in (1, 2, 3)}
-        self.bootstrap_servers = ",".join(map(str, addresses))
-        self.brokers = [
-            KafkaServer(folder, address, f"kafka-{number}", number, voters, settings)
-            for number, address in zip(voters, addresses, strict=True)
-        ]
+    Each topic has three copies, and a message is acknowledged when two of them have it.
+    """
+    addresses = read_addresses(bootstrap_servers)
+    if len(addresses) == 1:
+        addresses = [addresses[0]._replace(port=addresses[0].port + step) for step in range(3)]
+    if len(addresses) != 3:
+        raise UsageError(f"{BROKERS}={bootstrap_servers}: a cluster has three brokers, host:port,host:port,...")
+    voters = {node_id: free_port() for node_id in (1, 2, 3)}
+    return [KafkaServer(folder, address, node_id, voters) for node_id, address in zip(voters, addresses, strict=True)]
 
-    def leaders(self, topic: str) -> dict[int, int]:
-        """Return which broker leads each partition of a topic, once each has a leader; nothing if the user stops it."""
-        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
-        while not wait_for_stop(0.1):
-            found = admin.list_topics(topic, timeout=5).topics[topic].partitions
-            leaders = {number: partition.leader for number, partition in found.items()}
-            if leaders and min(leaders.values()) >= 0:  # a topic just made may have none yet
-                return leaders
-        return {}
+
+def two_databases(url: str) -> str:
+    """Return the URL of a primary and a standby; a server that is given alone is the first of them."""
+    dsn = read_url(url)
+    if "," in dsn["port"]:
+        return url
+    user = f"{quote(dsn['user'])}:{quote(dsn.get('password', ''))}"
+    hosts = f"{dsn['host']}:{dsn['port']},{dsn['host']}:{int(dsn['port']) + 1}"
+    return f"postgresql://{user}@{hosts}/{quote(dsn['dbname'])}?target_session_attrs=read-write"
 
 
 class PostgresPair:
@@ -52,18 +53,18 @@ class PostgresPair:
     """
 
     def __init__(self, folder: Path, url: str, synchronous: bool = True) -> None:
-        dsn = read_url(url)
+        self.url = two_databases(url)
+        dsn = read_url(self.url)
         hosts, ports = dsn["host"].split(","), dsn["port"].split(",")
-        if len(ports) != 2:
+        if not len(hosts) == len(ports) == 2:
             raise UsageError(
                 "DATABASE_URL: a cluster has two servers: postgresql://user:password@host:port,host:port/..."
             )
-        self.url = url
         self.standby_names = "ANY 1 (*)" if synchronous else ""
         self.servers = []
-        for name, host, port in zip(("postgres-1", "postgres-2"), hosts * 2, ports, strict=False):  # one host is both's
-            own_url = make_dsn(url, host=host, port=port, target_session_attrs="any")
-            self.servers.append(PostgresServer(folder, own_url, name, STANDBY_OPTIONS))
+        for name, host, port in zip(("postgres-1", "postgres-2"), hosts, ports, strict=True):
+            own_url = make_dsn(self.url, host=host, port=port, target_session_attrs="any")
+            self.servers.append(PostgresServer(folder, own_url, name, **STANDBY_OPTIONS))
         self._file = folder / "primary"
 
     @property
@@ -104,7 +105,7 @@ class PostgresPair:
         self.standby.start()
         while not stop_requested() and not self.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"):
             wait_for_stop(0.1)
-        if not stop_requested():
+        if not stop_requested():  # else it may be an interrupted pg_basebackup that still streams
             self._set_standby_names(self.standby_names)
 
     def _set_standby_names(self, names: str) -> None:
@@ -119,18 +120,19 @@ class PostgresPair:
 class Operator:
     """Watches a cluster, and brings back what died."""
 
-    def __init__(self, kafka: KafkaCluster, postgres: PostgresPair) -> None:
-        self.kafka = kafka
-        self.postgres = postgres
+    def __init__(self, folder: Path, bootstrap_servers: str, database_url: str) -> None:
+        self.brokers = three_brokers(folder, bootstrap_servers)
+        self.bootstrap_servers = ",".join(broker.bootstrap_servers for broker in self.brokers)
+        self.postgres = PostgresPair(folder, database_url)
         self._answered: dict[str, float] = {}
 
     def start(self) -> None:
         """Start everything. Raises `UserError`."""
-        all_at_once(self.postgres.start, *(broker.start for broker in self.kafka.brokers))
+        all_at_once(self.postgres.start, *(broker.start for broker in self.brokers))
 
     def stop(self) -> None:
         """Stop everything, the primary before its standby."""
-        *others, last = self.kafka.brokers
+        *others, last = self.brokers
         for broker in others:
             broker.stop()
         last.kill()  # without the others it finds no controller, and would wait for one
@@ -139,8 +141,8 @@ class Operator:
 
     def targets(self, topic: str) -> Iterator[str]:
         """Return a line for each server: the command that kills it, and its role."""
-        leaders = self.kafka.leaders(topic)
-        for broker in self.kafka.brokers:
+        leaders = self._leaders(topic)
+        for broker in self.brokers:
             led = ", ".join(str(partition) for partition, leader in leaders.items() if leader == broker.node_id)
             role = f", leader of partition {led}" if led else ""
             yield f"kill -9 {broker.pid:<8} broker {broker.node_id}{role}"
@@ -148,11 +150,21 @@ class Operator:
             role = "primary" if server is self.postgres.primary else "standby"
             yield f"kill -9 {server.pid:<8} PostgreSQL's {role} on port {server.address.port}"
 
+    def _leaders(self, topic: str) -> dict[int, int]:
+        """Return which broker leads each partition of a topic, once each has a leader; nothing if the user stops it."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        while not wait_for_stop(0.1):
+            found = admin.list_topics(topic, timeout=5).topics[topic].partitions
+            leaders = {number: partition.leader for number, partition in found.items()}
+            if leaders and min(leaders.values()) >= 0:  # a topic just made may have none yet
+                return leaders
+        return {}
+
     def mend(self) -> None:
         """Bring back what died since the last time, and say so."""
-        for server in (*self.kafka.brokers, *self.postgres.servers):
+        for server in (*self.brokers, *self.postgres.servers):
             server.trim_log()
-        for broker in self.kafka.brokers:
+        for broker in self.brokers:
             if not broker.running:
                 _start_again(broker)
         if self._is_dead(self.postgres.primary) and self.postgres.standby.running:

@@ -12,7 +12,6 @@ import hashlib
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -75,20 +74,12 @@ class KafkaServer(Server):
     title: ClassVar[str] = f"Apache Kafka {VERSION}"
     program: ClassVar[str] = "java"
 
-    def __init__(
-        self,
-        folder: Path,
-        address: Address,
-        name: str = "kafka",
-        node_id: int = 1,
-        voters: Mapping[int, int] | None = None,
-        settings: Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(folder, name, address)
+    def __init__(self, folder: Path, address: Address, node_id: int = 1, voters: dict[int, int] | None = None) -> None:
+        super().__init__(folder, f"kafka-{node_id}" if voters else "kafka", address)
         self.bootstrap_servers = str(address)  # for KAFKA_BOOTSTRAP_SERVERS
         self.node_id = node_id
         self.voters = voters or {node_id: free_port()}
-        self.settings = settings or {}  # of server.properties, before our own
+        self.settings: dict[str, object] = {}  # of server.properties, instead of our own
         self.file = self.data / "server.properties"
 
     def properties(self) -> dict[str, object]:

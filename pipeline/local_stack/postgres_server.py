@@ -44,13 +44,11 @@ class PostgresServer(Server):
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # "fast": see server-shutdown in PostgreSQL's manual
     user: ClassVar[str | None] = "embedded_postgres" if os.geteuid() == 0 else None  # it refuses to run as root
 
-    def __init__(
-        self, folder: Path, url: str, name: str = "postgres", options: Mapping[str, object] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, url: str, name: str = "postgres", **options: object) -> None:
         self.url = url
         self.dsn = read_url(url)
         super().__init__(folder, name, Address(self.dsn["host"], int(self.dsn["port"]), "DATABASE_URL"))
-        self.options = {**OPTIONS, "port": self.address.port, **(options or {})}
+        self.options = {**OPTIONS, "port": self.address.port, **options}
 
     def command(self) -> list[str]:
         """Return the server's command line."""
@@ -135,7 +133,7 @@ class PostgresServer(Server):
         return True
 
     def let_clients_finish(self) -> None:
-        """Give those who are connected a moment to finish ("smart" shutdown) before `stop` disconnects them."""
+        """Give connected clients a moment to finish ("smart" shutdown) before `stop` disconnects them."""
         self.signal_and_wait(signal.SIGTERM, SECONDS_FOR_CLIENTS)
 
 
@@ -150,7 +148,7 @@ def read_url(url: str) -> dict[str, str]:
 
 
 def execute(url: str, sql: str | Composable) -> list[tuple[object, ...]]:
-    """Run a statement of the superuser, outside of a transaction and of the URL's own database; return its rows."""
+    """Run a statement in `MAINTENANCE_DATABASE`, as the superuser and outside a transaction; return its rows."""
     with closing(psycopg2.connect(make_dsn(url, dbname=MAINTENANCE_DATABASE))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:

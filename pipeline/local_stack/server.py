@@ -19,6 +19,7 @@ import psutil
 from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
+BROKERS = "KAFKA_BOOTSTRAP_SERVERS"
 SECONDS_TO_START = 120  # on a machine that has much else to do
 SECONDS_TO_STOP = 10
 LOG_LIMIT = 4 << 20  # bytes; a log has one predecessor
@@ -49,14 +50,14 @@ class Address(NamedTuple):
                 ) from None
 
 
-def read_addresses(text: str, variable: str) -> list[Address]:
-    """Read host:port,host:port,... as a variable has it. Raises `UsageError`."""
+def read_addresses(bootstrap_servers: str) -> list[Address]:
+    """Read host:port,host:port,... as KAFKA_BOOTSTRAP_SERVERS has it. Raises `UsageError`."""
     addresses = []
-    for each in text.split(","):
+    for each in bootstrap_servers.split(","):
         host, _, port = each.strip().rpartition(":")
         if not port.isdecimal():
-            raise UsageError(f"{variable}={text}: give host:port")
-        addresses.append(Address(host, int(port), variable))
+            raise UsageError(f"{BROKERS}={bootstrap_servers}: give host:port")
+        addresses.append(Address(host, int(port), BROKERS))
     return addresses
 
 

@@ -14,9 +14,9 @@ from confluent_kafka import ElectionType, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, PartitionMetadata
 from psycopg2.extensions import make_dsn
 
-from pipeline.local_stack.cluster import KafkaCluster, PostgresPair
+from pipeline.local_stack.cluster import PostgresPair, three_brokers
 from pipeline.local_stack.kafka_server import KafkaServer, java
-from pipeline.local_stack.server import Address, Server, all_at_once
+from pipeline.local_stack.server import Server, all_at_once
 from tests.chaos.link import Link
 from tests.services import PASSWORD, USER, eventually, free_port, patiently
 
@@ -31,9 +31,9 @@ class Machines:
     def __init__(self, copies: int = 3, synchronous: bool = True) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="trades-machines-"))
         self.synchronous = synchronous
-        settings = {"default.replication.factor": copies, "min.insync.replicas": max(1, copies - 1)}
-        addresses = [Address("127.0.0.1", free_port()) for _ in range(3)]
-        self.brokers = KafkaCluster(self.folder, addresses, settings).brokers
+        self.brokers = three_brokers(self.folder, ",".join(f"127.0.0.1:{free_port()}" for _ in range(3)))
+        for broker in self.brokers:
+            broker.settings = {"default.replication.factor": copies, "min.insync.replicas": max(1, copies - 1)}
         ports = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
         self.pair = PostgresPair(self.folder, f"postgresql://{USER}:{PASSWORD}@{ports}/kafka_db", synchronous)
         self.lines: dict[Machine, Link] = {}  # by which clients, and brokers as clients, reach each
