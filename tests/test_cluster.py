@@ -6,7 +6,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +16,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.kafka import TopicWatch, client
+from pipeline.local_stack import cluster as cluster_module
+from pipeline.local_stack.cluster import Operator
 from tests.services import PASSWORD, USER, Database, Script, environment_of, eventually, free_port
 from tests.test_local_stack import Stack, gone
 
@@ -120,7 +122,8 @@ def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cl
 
     frozen = psutil.Process(cluster.pid_of("postgres-2 is the primary"))
     for process in [frozen, *frozen.children(recursive=True)]:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):  # a connection's, which was just closed
+            process.suspend()
     script.wait_for_line("postgres-2 is back as the standby", BROUGHT_BACK)
     cluster.store("4 primary frozen")
 
@@ -156,3 +159,23 @@ def test_addresses_that_are_no_cluster_are_refused_in_one_line(cluster: Cluster,
     assert script.wait() == 2
     assert script.stderr.count("\n") == 0
     assert variable in script.stderr
+
+
+def test_a_standby_may_take_its_time_to_recover_but_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "SECONDS_OF_SILENCE", 2)
+    hosts = f"localhost:{free_port()},localhost:{free_port()}"
+    operator = Operator(tmp_path, f"localhost:{free_port()}", f"postgresql://{USER}:{PASSWORD}@{hosts}/kafka_db")
+    try:
+        operator.postgres.start()
+        standby = operator.postgres.standby
+        standby.kill()
+        standby.options["hot_standby"] = "off"  # it refuses clients for ever, as if its recovery never ended
+        standby.launch()
+        began = time.monotonic()
+        while time.monotonic() - began < 5:
+            assert not operator._is_dead(standby)
+            time.sleep(0.1)
+        psutil.Process(standby.pid).suspend()
+        eventually(lambda: operator._is_dead(standby), BROUGHT_BACK)
+    finally:
+        operator.stop()

@@ -182,8 +182,12 @@ class Operator:
     def _is_dead(self, server: Server) -> bool:
         """Tell whether the server ended, or has been silent for too long; asks once a second."""
         now = time.monotonic()
-        if now - self._answered.setdefault(server.name, now) > 1 and server.running and server.answers():
-            self._answered[server.name] = now
+        if now - self._answered.setdefault(server.name, now) > 1 and server.running:
+            answered = server.answers()
+            # A standby may recover for minutes, in which it refuses at once; started again, it would begin anew.
+            recovers = server is self.postgres.standby and time.monotonic() - now < 1
+            if answered or recovers:
+                self._answered[server.name] = now
         silent = now - self._answered[server.name] > SECONDS_OF_SILENCE
         if dead := not server.running or silent:
             del self._answered[server.name]
