@@ -10,8 +10,6 @@ from pipeline.user_error import UsageError
 
 DEFAULT_DATABASE_URL = "postgresql://kafka_user:kafka_password@localhost:5432/kafka_db"
 
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
 # KAFKA_… variables of our own; every other one is a librdkafka property.
 OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAFKA_AUTO_OFFSET_RESET"}
 
@@ -31,7 +29,14 @@ PROMISED = {
     "transactional.id": (),
 }
 
-UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+# The pattern of a value that can be right, and what to give otherwise.
+RULES = {
+    "KAFKA_TOPIC_PARTITIONS": ("0*[1-9][0-9]*", "a whole number from 1 on"),
+    "KAFKA_AUTO_OFFSET_RESET": ("latest|earliest", "latest or earliest"),
+    "TRADES_RETENTION": ("[1-9][0-9]{0,4}[dhm]", "days, hours or minutes, such as 30d, 12h or 90m"),
+    "LOG_LEVEL": ("(?i:debug|info|warning|error|critical)", "one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
+}
+UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,18 @@ class Settings:
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from environment variables. Raises `UsageError` for one that cannot be right."""
+    for variable, (pattern, advice) in RULES.items():
+        if (text := environment.get(variable)) and not re.fullmatch(pattern, text):
+            raise UsageError(f"{variable}={text}: give {advice}")
+    retention = environment.get("TRADES_RETENTION")
     return Settings(
         topic=environment.get("KAFKA_TOPIC") or "orders",
-        topic_partitions=_partitions(environment.get("KAFKA_TOPIC_PARTITIONS") or "1"),
+        topic_partitions=int(environment.get("KAFKA_TOPIC_PARTITIONS") or 1),
         group_id=environment.get("KAFKA_GROUP_ID") or "trades-consumer-group-v2",
-        auto_offset_reset=_offset_reset(environment.get("KAFKA_AUTO_OFFSET_RESET") or "latest"),
+        auto_offset_reset=environment.get("KAFKA_AUTO_OFFSET_RESET") or "latest",
         database_url=environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL,
-        retention=_duration(environment.get("TRADES_RETENTION") or ""),
-        log_level=_log_level(environment.get("LOG_LEVEL") or "WARNING"),
+        retention=int(retention[:-1]) * UNITS[retention[-1]] if retention else None,
+        log_level=(environment.get("LOG_LEVEL") or "WARNING").upper(),
         kafka={"bootstrap.servers": "localhost:9092"} | _librdkafka_properties(environment),
     )
 
@@ -83,28 +92,3 @@ def _librdkafka_properties(environment: Mapping[str, str]) -> dict[str, str]:
                 raise UsageError(f"{variable}={value}: trades could be lost or doubled; give {give}, or unset it")
             properties[name] = value
     return properties
-
-
-def _partitions(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"KAFKA_TOPIC_PARTITIONS={text}: give a whole number from 1 on")
-    return int(text)
-
-
-def _log_level(text: str) -> str:
-    if text.upper() not in LOG_LEVELS:
-        raise UsageError(f"LOG_LEVEL={text}: give one of {', '.join(LOG_LEVELS)}")
-    return text.upper()
-
-
-def _offset_reset(text: str) -> str:
-    if text not in ("latest", "earliest"):
-        raise UsageError(f"KAFKA_AUTO_OFFSET_RESET={text}: give latest or earliest")
-    return text
-
-
-def _duration(text: str) -> timedelta | None:
-    match = re.fullmatch("([1-9][0-9]{0,4})([dhm])", text)
-    if text and not match:
-        raise UsageError(f"TRADES_RETENTION={text}: give days, hours or minutes, such as 30d, 12h or 90m")
-    return timedelta(**{UNITS[match[2]]: int(match[1])}) if match else None
