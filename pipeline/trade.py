@@ -119,14 +119,15 @@ def _microseconds(texts: list[str]) -> list[int]:
         if None in zones and min(map(len, texts)) <= len("2026-01-31"):
             raise ValueError("a date without a time")
         if len(zones) > 1 or not zones <= {None, UTC}:
-            moments, zones = list(map(_in_utc, moments)), {UTC}
+            moments, zones = list(map(in_utc, moments)), {UTC}
         epoch = _EPOCH.replace(tzinfo=next(iter(zones), UTC))
         return [(moment - epoch) // _MICROSECOND for moment in moments]
     except (ValueError, OverflowError) as error:
         raise InvalidTrade(f"timestamp is not ISO-8601: {error}") from None
 
 
-def _in_utc(moment: datetime) -> datetime:
+def in_utc(moment: datetime) -> datetime:
+    """Return the same moment in UTC, which is also what one without an offset is in."""
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

@@ -12,8 +12,8 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from itertools import chain, islice
+from datetime import datetime
+from itertools import chain
 from time import monotonic
 from typing import cast
 
@@ -21,7 +21,7 @@ import msgspec
 
 from pipeline.command import first_line
 from pipeline.producer.pace import MAX, Step
-from pipeline.trade import COLUMNS, InvalidTrade, Trade, decode_all, encode, rows_of
+from pipeline.trade import COLUMNS, InvalidTrade, Trade, decode_all, encode, in_utc, rows_of
 from pipeline.user_error import UsageError
 
 LINES_AT_ONCE = 1000  # more would not fit in the cache of the processor, and be a quarter slower
@@ -31,6 +31,7 @@ NOT_A_FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")  # how the page's CSV keeps s
 COMPLAINTS = 20  # how many invalid lines are reported one by one
 
 Record = bytes | dict[str, str]  # JSON, or text by column; empty if the line has too few or too many cells
+Records = list[tuple[int, Record]]  # numbered by line, from 1
 
 
 class Recording:
@@ -42,9 +43,9 @@ class Recording:
         self.finished = False
         self.left_out = 0  # invalid lines
         self._strict = strict
-        self._size = self._rows = 0  # of the file in bytes; of a Parquet file, which is not read straight on
-        records = self._read()
-        self._records = chain([next(records)], records)  # what is wrong with the file shows at once
+        self._size = self._rows = 0  # of the file in bytes; of a Parquet file, which is not read straight through
+        batches = self._read()
+        self._batches = chain([next(batches)], batches)  # what is wrong with the file shows at once
 
     def steps(self, speed: float, count: int, skip: int) -> Iterator[Step]:
         """Yield trades when they are due: in the file's order, the gaps between their times divided by `speed`.
@@ -52,12 +53,12 @@ class Recording:
         The first `skip` are left out, `count` are sent. Where the times go back there is no gap.
         """
         began, due, before, share_before = monotonic(), 0.0, float("inf"), 0.0
-        for trades, share in self._batches():
+        for trades, share in ((trades, share) for records, share in self._batches for trades in self._valid(records)):
             skip, trades = max(0, skip - len(trades)), trades[skip : skip + count]
             messages: list[tuple[str, str]] = []
             for number, trade in enumerate(trades):
                 if speed < MAX:  # or nobody asks when it happened
-                    moment = _seconds(trade)
+                    moment = in_utc(datetime.fromisoformat(trade.timestamp)).timestamp()
                     due += max(0.0, moment - before) / speed
                     before = moment
                     began = max(began, monotonic() - due - OVERDUE)
@@ -72,21 +73,7 @@ class Recording:
                 return
         self.finished = True
 
-    def _batches(self) -> Iterator[tuple[list[Trade], float]]:
-        """Yield valid trades, and the share of the file that is read with them."""
-        records: list[tuple[int, Record]] = []
-        more = True
-        while more:
-            records.clear()
-            try:
-                records.extend(islice(self._records, LINES_AT_ONCE))
-            finally:  # what comes before a damage is sent, too
-                more = len(records) == LINES_AT_ONCE
-                share = self._share(records[-1][0]) if more else 1.0
-                for trades in self._valid(records):
-                    yield trades, share
-
-    def _valid(self, records: list[tuple[int, Record]]) -> Iterator[list[Trade]]:
+    def _valid(self, records: Records) -> Iterator[list[Trade]]:
         """Yield the valid trades; an invalid one is searched for by halves, as most batches have none."""
         try:
             trades = _trades([record for _, record in records])
@@ -112,20 +99,30 @@ class Recording:
             return line / self._rows
         return self._file.tell() / self._size if self._size else 0.0
 
-    def _read(self) -> Iterator[tuple[int, Record]]:
-        """Yield the records, numbered by line from 1. Raises `UsageError` for a damaged file or one without trades."""
+    def _read(self) -> Iterator[tuple[Records, float]]:
+        """Yield records, and the share of the file that is read with them.
+
+        Raises `UsageError` for a damaged file or one without trades.
+        """
+        records: Records = []
         line = 0
         try:
             self._file = open(self.path, "rb")  # noqa: SIM115  # until the process ends
             self._size = os.fstat(self._file.fileno()).st_size
             for line, record in self._open(self._file):
-                yield line, record
+                records.append((line, record))
+                if len(records) == LINES_AT_ONCE:
+                    yield records, self._share(line)
+                    records = []
         except DAMAGES as error:
+            if line:
+                yield records, 1.0  # what comes before the damage is sent, too
             place = f"cannot be read on after line {line}" if line else "cannot be read"
             reason = getattr(error, "strerror", None) or first_line(error)
             raise UsageError(f"{self.path} {place}: {reason}") from None
         if not line:
             raise UsageError(f"{self.path}: there are no trades in it")
+        yield records, 1.0
 
     def _open(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
         if file.peek(4).startswith(b"PAR1"):
@@ -173,8 +170,3 @@ def _trades(records: list[Record]) -> list[Trade]:
         return decode_all(cast(list[bytes], records))
     except msgspec.ValidationError as error:
         raise InvalidTrade(str(error).replace("$[0]", "$")) from None
-
-
-def _seconds(trade: Trade) -> float:
-    moment = datetime.fromisoformat(trade.timestamp)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
