@@ -105,11 +105,11 @@ class Market:
         Gillespie, Physical Review E 54 (1996) 2084–2091). Prices are therefore stationary: the standard deviation of
         a price about its level is sqrt(REVERSION / 2 / SESSION) = 1.6 times that of a session's return.
         """
-        elapsed = moment - (moment if self._moment is None else self._moment)
-        if self._moment is not None and 0 <= elapsed < QUOTE_LIFE:
+        elapsed = -1 if self._moment is None else moment - self._moment
+        if 0 <= elapsed < QUOTE_LIFE:
             return False
         self._moment = moment
-        seconds = max(0, elapsed) / 1e9  # a clock that was set back does not undo moves
+        seconds = max(0, elapsed) / 1e9  # none at first, and a clock that was set back does not undo moves
         shock = self._random.gauss
         self._mood = _revert(self._mood, *MOOD, seconds, shock(0, 1))
         common = shock(0, 1)

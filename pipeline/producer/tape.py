@@ -45,17 +45,13 @@ class TradeProvider(BaseProvider):
         self._market_clock = market_clock
         self._moment = self._id_moment = 0  # microseconds since 1970; of the latest trade
 
-    @cached_property  # all of these draw when the first trade is wanted: until then, a seed counts
-    def _market(self) -> Market:
-        return Market(Random(self.generator.random.getrandbits(64)))  # its moves must not shift other draws
-
     @cached_property
-    def _id_middle(self) -> str:
-        return f"-{0x8000 | self.generator.random.getrandbits(14):04x}-"
-
-    @cached_property
-    def _chances(self) -> Iterator[tuple[str, int, int, int]]:
-        return chain.from_iterable(_chances(self.generator.random))
+    def _drawn(self) -> tuple[Market, str, Iterator[tuple[str, int, int, int]]]:
+        """The market, the middle of its ids, and its chances, drawn for the first trade: until then, a seed counts."""
+        random = self.generator.random
+        market = Market(Random(random.getrandbits(64)))  # its moves must not shift other draws
+        id_middle = f"-{0x8000 | random.getrandbits(14):04x}-"
+        return market, id_middle, chain.from_iterable(_chances(random))
 
     def trade(self) -> Trade:
         """Return the next trade. Its id is a version 7 UUID (RFC 9562), greater than every one before it."""
@@ -75,10 +71,11 @@ class TradeProvider(BaseProvider):
 
     def _trades_of_a_millisecond(self, at_most: int) -> list[tuple[str, str]]:
         """Print trades until the present millisecond is over, at least one."""
-        quotes, market_clock, id_middle = self._market.quotes, self._market_clock, self._id_middle
+        market, id_middle, chances = self._drawn
+        quotes, market_clock = market.quotes, self._market_clock
         now = self._clock()
         if market_clock is None:
-            self._move_market(now)
+            _move(market, now)
         moment = now // 1000
         moment = self._moment + 1 if 0 <= self._moment - moment < CLOCK_SET_BACK else moment
         id_moment = max(moment, self._id_moment + 1)  # ids ascend even if the clock is set back
@@ -91,10 +88,10 @@ class TradeProvider(BaseProvider):
         messages = []
         # Each 100 ns in here cost a tenth of the producer's rate.
         for id_fraction, stamp_end, (id_tail, share, successor, level) in zip(
-            id_fractions, stamp_ends, self._chances, strict=False
+            id_fractions, stamp_ends, chances, strict=False
         ):
             if market_clock is not None:
-                self._move_market(market_clock())
+                _move(market, market_clock())
             quote = quotes[share] = quotes[share].successors[successor]
             json = (
                 f"{id_head}{id_fraction}{id_middle}{id_tail}{quote.price_text}{quote.volume_texts[level]}"
@@ -105,13 +102,15 @@ class TradeProvider(BaseProvider):
         self._id_moment = id_moment + len(messages) - 1
         return messages
 
-    def _move_market(self, moment: int) -> None:
-        if self._market.move(moment):
-            for share in self._market.shares:
-                bid, volume = share.bid, share.median_volume
-                for quote in share.quotes:
-                    quote.price_text = f'","ticker":"{quote.ticker}","price":{(bid + quote.offset) / 100},"volume":'
-                    quote.volume_texts = _volume_texts(volume, quote.side)
+
+def _move(market: Market, moment: int) -> None:
+    """Let the market live until `moment` (ns), and print what its quotes add to a trade."""
+    if market.move(moment):
+        for share in market.shares:
+            bid, volume = share.bid, share.median_volume
+            for quote in share.quotes:
+                quote.price_text = f'","ticker":"{quote.ticker}","price":{(bid + quote.offset) / 100},"volume":'
+                quote.volume_texts = _volume_texts(volume, quote.side)
 
 
 @cache
