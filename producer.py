@@ -10,11 +10,11 @@
     python producer.py --replay trades.jsonl --now        # as if they happened now: with new ids and times
 
 A recording is CSV with the columns of the table (trade_id,ticker,price,volume,side,timestamp, in any order), JSON lines
-as kafka-console-consumer prints them, either of them gzipped, or Parquet. Ctrl-C says with which --skip to go on.
+as kafka-console-consumer prints them, either of them gzipped, or Parquet. Ctrl-C prints the --skip to resume with.
 
 What is guaranteed, on the lines marked [n]:
   [1] no trade is lost, doubled or put out of its ticker's order between here and Kafka, however often a request has
-      to be retried or a broker is away: the producer is idempotent and never gives a trade up. (A known defect of
+      to be retried or a broker is away: the producer is idempotent and never gives up on a trade. (A known defect of
       librdkafka, its issue 4953, can double one when a partition's leader changes, and so can an operator who deletes
       the topic meanwhile; the table has it once all the same.)
   [2] when Kafka is slower than the trades, they wait. Nothing is thrown away to keep the pace.
@@ -132,8 +132,7 @@ class TradeProducer:
             "stats_cb": self.metrics.on_statistics,
             "delivery.report.only.error": not self._print_each,  # Python called once a trade would halve the speed
         }
-        defaults = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX else {})
-        self._config = defaults | settings.kafka | callbacks
+        self._config = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX else {}) | settings.kafka | callbacks
         self._producer = client(Producer, self._config)
         self._watch = TopicWatch(client(AdminClient, settings.kafka), settings.topic)
 
