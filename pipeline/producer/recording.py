@@ -113,7 +113,7 @@ class Recording:
                 records.append((line, record))
                 if len(records) == LINES_AT_ONCE:
                     yield records, self._share(line)
-                    records = []
+                    records.clear()  # they are used by now; two batches would not fit in the cache either
         except DAMAGES as error:
             if line:
                 yield records, 1.0  # what comes before the damage is sent, too
