@@ -6,10 +6,9 @@ arrives later than that is in the table and on the tape, but not in a candle.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from sqlalchemy import Engine
@@ -23,9 +22,8 @@ CATCH_UP = 1.0  # seconds a turn may spend on reading back
 FORGET_AFTER = 60.0  # seconds without a turn after which too much has happened to be counted in one go
 MAX_CANDLES = 240
 TRADES_PER_CANDLE = 4
-STEPS = [
-    timedelta(seconds=s) for s in (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 86_400)
-]  # each divides the next
+# Each divides the next.
+STEPS = [timedelta(seconds=s) for s in (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 86_400)]
 EPOCH, NEVER = datetime(1970, 1, 1), datetime(9999, 12, 31)
 
 
@@ -41,8 +39,14 @@ class Candle(NamedTuple):
     notional: float  # Σ price · volume; by volume it is the VWAP
     trades: int
 
+    def then(self, later: "Candle") -> "Candle":
+        """Return one candle of both, which starts where this one does."""
+        high, low = max(self.high, later.high), min(self.low, later.low)
+        volume, notional = self.volume + later.volume, self.notional + later.notional
+        return Candle(self.start, self.open, high, low, later.close, volume, notional, self.trades + later.trades)
 
-Candles = dict[str, list[Candle]]  # by ticker, oldest first
+
+Candles = dict[tuple[str, datetime], Candle]  # by ticker and start, the oldest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +60,10 @@ class History:
     complete: bool = False  # `start` is where trading began
     counted_at: float = float("-inf")  # seconds, monotonic clock
 
-    @property
+    @cached_property
     def tickers(self) -> list[str]:
         """Every ticker that traded, in alphabetical order."""
-        return sorted(self.settled.keys() | self.live.keys())
+        return sorted({ticker for ticker, _ in self.settled | self.live})
 
 
 def read_history(engine: Engine, last: History) -> History:
@@ -77,15 +81,16 @@ def read_on(engine: Engine, last: History) -> History:
         edge = floor(newest, STEPS[0]) if newest else NEVER
         last = History(start=edge, edge=edge)
     live = count(engine, last.edge, NEVER, STEPS[0])
-    if last.live and (not live or latest_start(live) - latest_start(last.live) > PAUSE):
+    newest = max((start for _, start in live), default=None)
+    before = max((start for _, start in last.live), default=None)
+    if before and (not newest or newest - before > PAUSE):
         return read_on(engine, History())
-    if not live:
+    if not newest:
         return History()
-    newest = latest_start(live)
-    few = sum(candle.trades for candles in live.values() for candle in candles) <= CHUNK
+    few = sum(candle.trades for candle in live.values()) <= CHUNK
     edge = max(last.edge, newest - LATE if few else newest)
-    early = {ticker: [candle for candle in candles if candle.start < edge] for ticker, candles in live.items()}
-    late = {ticker: [candle for candle in candles if candle.start >= edge] for ticker, candles in live.items()}
+    early = {key: candle for key, candle in live.items() if candle.start < edge}
+    late = {key: candle for key, candle in live.items() if candle.start >= edge}
     settled = join(last.settled, early, step_for(edge - last.start))
     return replace(last, settled=settled, live=late, edge=edge, counted_at=time.monotonic())
 
@@ -101,52 +106,32 @@ def read_back(engine: Engine, history: History) -> History:
 
 def count(engine: Engine, start: datetime, end: datetime, step: timedelta) -> Candles:
     """Count the trades from `start` on and before `end`."""
-    counted: Candles = {}
-    for ticker, moment, opened, high, low, closed, *sums in query(
-        engine, CANDLES, {"start": start, "end": end, "step": step}
-    ):
-        volume, notional, trades = sums
-        prices = float(opened), float(high), float(low), float(closed)
-        counted.setdefault(ticker, []).append(Candle(moment, *prices, int(volume), float(notional), trades))
-    return counted
-
-
-def latest_start(candles: Candles) -> datetime:
-    """Return when the newest candle of any ticker starts."""
-    return max(own[-1].start for own in candles.values() if own)
+    rows = query(engine, CANDLES, {"start": start, "end": end, "step": step})
+    return {
+        (ticker, moment): Candle._make([moment, *map(float, prices), int(volume), float(notional), trades])
+        for ticker, moment, *prices, volume, notional, trades in rows
+    }
 
 
 def join(older: Candles, newer: Candles, step: timedelta) -> Candles:
     """Return both together, in candles of that step."""
-    tickers = older.keys() | newer.keys()
-    return {ticker: merged([*older.get(ticker, ()), *newer.get(ticker, ())], step) for ticker in tickers}
-
-
-def merged(candles: Sequence[Candle], step: timedelta) -> list[Candle]:
-    """Return candles, oldest first, as fewer of a coarser step."""
-    coarse: list[Candle] = []
-    for candle in candles:
-        start = floor(candle.start, step)
-        if coarse and coarse[-1].start == start:
-            first = coarse[-1]
-            high, low = max(first.high, candle.high), min(first.low, candle.low)
-            volume, notional = first.volume + candle.volume, first.notional + candle.notional
-            trades = first.trades + candle.trades
-            coarse[-1] = Candle(start, first.open, high, low, candle.close, volume, notional, trades)
-        else:
-            coarse.append(candle._replace(start=start))
+    coarse: Candles = {}
+    for candles in (older, newer):
+        for (ticker, moment), candle in candles.items():
+            start = floor(moment, step)
+            before = coarse.get((ticker, start))
+            coarse[ticker, start] = before.then(candle) if before else candle._replace(start=start)
     return coarse
 
 
 @lru_cache(maxsize=32)  # viewers who look at the same ticker share the work
 def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
     """Return the candles of one ticker, oldest first, and their step: at most 240, of four trades on average."""
-    fine = [*history.settled.get(ticker, ()), *history.live.get(ticker, ())]
-    if not fine:
-        return STEPS[0], []
-    span, trades = fine[-1].start - fine[0].start, sum(candle.trades for candle in fine)
+    fine = {key: candle for key, candle in (history.settled | history.live).items() if key[0] == ticker}
+    starts = [start for _, start in fine]
+    span, trades = starts[-1] - starts[0], sum(candle.trades for candle in fine.values())
     step = step_for(max(span, span * MAX_CANDLES * TRADES_PER_CANDLE / trades))
-    return step, merged(fine, step)
+    return step, [*join(fine, {}, step).values()]
 
 
 def step_for(span: timedelta) -> timedelta:
