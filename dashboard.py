@@ -13,11 +13,10 @@ from functools import lru_cache, partial
 from typing import Any
 
 import streamlit as st
-from streamlit.components import v2
 from streamlit.delta_generator import DeltaGenerator as Place
 
 from pipeline.dashboard.candles import History, candles_of, read_history
-from pipeline.dashboard.charts import WEB, candle_chart, live_chart, price_chart, volume_chart
+from pipeline.dashboard.charts import candle_chart, price_chart, volume_chart
 from pipeline.dashboard.feed import Answer, Feed, query, read_only_engine
 from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
 from pipeline.dashboard.snapshot import (
@@ -35,6 +34,7 @@ from pipeline.dashboard.snapshot import (
     state,
     trades_per_second,
 )
+from pipeline.dashboard.web import WEB, chart, status_line, table
 from pipeline.dashboard.wording import amount, clock, duration, encoded, for_streamlit
 from pipeline.settings import read_settings
 from pipeline.user_error import UsageError
@@ -43,6 +43,7 @@ INTERVALS = (1, 2, 5, 10, 30)  # seconds
 DEFAULT_INTERVAL = 2
 PATIENCE, FIRST_PATIENCE = 0.3, 2.0  # seconds a tick waits for an answer; Streamlit fades what is older than 0.5 s
 SAME_TICK = 0.96  # of an interval: an answer younger than that serves the next viewer too
+CONTROL: dict[str, Any] = {"bind": "query-params", "label_visibility": "collapsed"}  # its choice is in the address
 KEY_FIGURES = (f"Trades (last {WINDOW})", "Avg Price", "Total Volume", "Most Active Ticker", "VWAP", "Buy share")
 PICTURES = """<div class="pictures"><button data-chart="price">Price trend as PNG</button>
     <button data-chart="volume">Volume as PNG</button><button data-chart="candle_chart">Candles as PNG</button></div>"""
@@ -77,20 +78,10 @@ def draw_header() -> tuple[int, bool]:
     """Draw the title and the controls, which also live in the address bar; return the interval and the pause."""
     title, side, scale, every, pause, save = st.columns([5, 1.8, 1.8, 1, 1, 0.9], vertical_alignment="center")
     title.title("Live trades", anchor=False)
-    control = partial(st.segmented_control, required=True, bind="query-params", label_visibility="collapsed")
-    with side:
-        control("Side", ["all", "buy", "sell"], default="all", key="side")
-    with scale:
-        control("Price scale", ["change", "price"], default="change", key="scale")
-    interval = every.selectbox(
-        "Refresh every",
-        INTERVALS,
-        index=INTERVALS.index(DEFAULT_INTERVAL),
-        format_func="{} s".format,
-        key="every",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    side.segmented_control("Side", ["all", "buy", "sell"], default="all", required=True, key="side", **CONTROL)
+    scale.segmented_control("Price scale", ["change", "price"], default="change", required=True, key="scale", **CONTROL)
+    default = INTERVALS.index(DEFAULT_INTERVAL)
+    interval = every.selectbox("Refresh every", INTERVALS, default, "{} s".format, key="every", **CONTROL)
     # The file is made when somebody wants it, outside of this session: what it needs is handed to it.
     on_screen: dict[str, Figures] = st.session_state.setdefault("on_screen", {})
     with save.popover("Save", width="stretch"):
@@ -141,13 +132,13 @@ def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
     draw_key_figures(place, shown)
     with place["price"]:
         every_ticker = bool(st.session_state.tickers)
-        live_chart(key="price", data=price_chart(shown, st.session_state.scale, every_ticker), height=366)
+        chart(key="price", data=price_chart(shown, st.session_state.scale, every_ticker), height=366)
     with place["volume"]:
-        live_chart(key="volume", data=volume_chart(shown), height=240)
+        chart(key="volume", data=volume_chart(shown), height=240)
     with place["watchlist"]:
-        _table(key="watchlist", data=watchlist(shown))
+        table(key="watchlist", data=watchlist(shown))
     with place["tape"]:
-        _table(key="tape", data=tape(shown))
+        table(key="tape", data=tape(shown))
     draw_candles(place, counted, shown.most_active)
 
 
@@ -163,15 +154,6 @@ def current(interval: int, paused: bool) -> tuple[Answer[Snapshot], Answer[Histo
         )
     held: tuple[Answer[Snapshot], Answer[History]] = st.session_state.held
     return held
-
-
-_status = v2.component(
-    "status",
-    html='<div class="status"><b role="status"></b><span class="age"></span><span class="age"></span>'
-    '<span class="facts"></span></div>',
-    js=(WEB / "status.js").read_text(),
-    isolate_styles=False,
-)
 
 
 def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
@@ -190,7 +172,7 @@ def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
     facts = (
         answer.problem or "The database does not answer." if word == DOWN else facts_about(answer.value, now, paused)
     )
-    _status(key="status", data={"word": word, "moving": not paused, "ages": ages, "facts": facts})
+    status_line(key="status", data={"word": word, "moving": not paused, "ages": ages, "facts": facts})
     return word
 
 
@@ -223,15 +205,8 @@ def seconds_to_screen(snapshot: Snapshot, now: datetime, paused: bool) -> float 
 def draw_ticker_choice(snapshot: Snapshot) -> None:
     """Draw the choice of tickers; one that is in the address but not in the window keeps its place."""
     known = set(snapshot.trades["ticker"]) | set(st.session_state.get("tickers", ()))
-    st.multiselect(
-        "Tickers",
-        sorted(known),
-        key="tickers",
-        bind="query-params",
-        accept_new_options=True,
-        placeholder="All tickers: type to choose",
-        label_visibility="collapsed",
-    )
+    hint = "All tickers: type to choose"
+    st.multiselect("Tickers", sorted(known), key="tickers", placeholder=hint, accept_new_options=True, **CONTROL)
 
 
 def draw_key_figures(place: dict[str, Place], shown: Figures) -> None:
@@ -248,14 +223,6 @@ def draw_key_figures(place: dict[str, Place], shown: Figures) -> None:
         place[label].metric(label, value)
 
 
-_table = v2.component(
-    "table",
-    html='<div class="table" tabindex="0" role="region"><table><thead></thead><tbody></tbody></table></div>',
-    js=(WEB / "table.js").read_text(),
-    isolate_styles=False,
-)
-
-
 @lru_cache(maxsize=64)
 def watchlist(shown: Figures) -> bytes:
     """Return a row per ticker."""
@@ -264,7 +231,7 @@ def watchlist(shown: Figures) -> bytes:
         prices = line.vwap, max(line.prices), min(line.prices)
         moved = line.last, line.change, line.changes[-1]
         rows.append([line.ticker, *moved, *prices, line.volume, line.bought / line.volume, line.prices])
-    return encoded({"table": "watchlist", "label": "Watchlist: a row per ticker", "rows": rows})
+    return encoded({"table": "watchlist", "rows": rows})
 
 
 @lru_cache(maxsize=64)
@@ -274,7 +241,7 @@ def tape(shown: Figures) -> bytes:
     written = "%Y-%m-%d %H:%M:%S.%f" if several_days else "%H:%M:%S.%f"
     times = shown.trades["timestamp"].dt.strftime(written).str[:-3]
     rows = shown.trades.assign(timestamp=times)[["timestamp", "ticker", "side", "price", "volume", "trade_id"]]
-    return encoded({"table": "tape", "label": "Most recent trades, newest first", "rows": rows.to_numpy().tolist()})
+    return encoded({"table": "tape", "rows": rows.to_numpy().tolist()})
 
 
 def draw_candles(place: dict[str, Place], counted: Answer[History], most_active: str | None) -> None:
@@ -286,17 +253,15 @@ def draw_candles(place: dict[str, Place], counted: Answer[History], most_active:
         place["candles"].caption(counted.problem or "Nothing has been counted yet.")
         return
     with place["candles ticker"]:
-        options: dict[str, Any] = {"key": "candles", "bind": "query-params", "label_visibility": "collapsed"}
         first = history.tickers.index(most_active) if most_active in history.tickers else 0
-        ticker = st.selectbox("Ticker of the candles", history.tickers, first, **options)
+        ticker = st.selectbox("Ticker of the candles", history.tickers, first, key="candles", **CONTROL)
     step, candles = candles_of(history, ticker)
     reach = "since" if history.complete else "still reading back, so far to"
-    title = (
-        f"Candles · {for_streamlit(ticker)} in steps of {duration(step.total_seconds())} {reach} {candles[0].start} UTC"
-    )
+    length = duration(step.total_seconds())
+    title = f"Candles · {for_streamlit(ticker)} in steps of {length} {reach} {candles[0].start} UTC"
     place["candles title"].header(f"{title} · {counted.problem}" if counted.problem else title, anchor=False)
     with place["candles"]:
-        live_chart(key="candle_chart", data=candle_chart(ticker, tuple(candles)), height=360)
+        chart(key="candle_chart", data=candle_chart(ticker, tuple(candles)), height=360)
 
 
 if __name__ == "__main__":

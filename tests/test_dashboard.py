@@ -50,7 +50,7 @@ def told(page: AppTest, component: str) -> list[dict[str, Any]]:
 
 def chart(page: AppTest, title: str) -> dict[str, Any]:
     """Return the figure whose summary starts with these words."""
-    return next(figure for figure in told(page, "live_chart") if figure["summary"].startswith(title))
+    return next(figure for figure in told(page, "chart") if figure["summary"].startswith(title))
 
 
 def table(page: AppTest, name: str) -> list[list[Any]]:

@@ -1,20 +1,12 @@
-"""The charts as Plotly figures without their looks, which web/chart.js adds in the browser.
-
-`st.plotly_chart` makes a new chart whenever the data change, and with it go zoom, legend choices and hover; here one
-component brings a chart up to date in place.
-"""
+"""The charts as Plotly figures without their looks, which web/chart.js adds in the browser."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
-from importlib.resources import files
 from itertools import accumulate, pairwise
-from pathlib import Path
 from statistics import median_high
 from typing import Any
 from zlib import crc32
-
-from streamlit.components import v1, v2
 
 from pipeline.dashboard.candles import Candle
 from pipeline.dashboard.snapshot import Figures, Line
@@ -22,7 +14,6 @@ from pipeline.dashboard.wording import amount, duration, encoded, for_plotly, si
 
 Figure = dict[str, Any]  # what Plotly.js takes: {"data": [...], "layout": {...}}
 
-WEB = Path(__file__).parent / "web"
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; black would not show, so it is white.
 COLOURS = {
     "AAPL": "#56B4E9", "MSFT": "#E69F00", "GOOGL": "#009E73", "AMZN": "#F0E442",
@@ -31,16 +22,6 @@ COLOURS = {
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 MOST_LINES, MOST_BARS = 7, 30  # that one chart shows legibly; more lines are the viewer's choice
 SHORTEST_WINDOW, SHORTEST_PAUSE = timedelta(seconds=30), timedelta(minutes=1)
-
-# Serves Plotly's own folder: nothing is copied, and nothing comes from another host. This module's name is in its
-# address, and so in web/chart.js.
-v1.declare_component("plotly", path=str(files("plotly") / "package_data"))
-live_chart = v2.component(
-    "live_chart",
-    html='<figure class="chart"><div></div><figcaption class="unseen"></figcaption></figure>',
-    js=(WEB / "chart.js").read_text(),
-    isolate_styles=False,
-)
 
 
 def figure(data: list[Figure], layout: Figure, summary: str) -> bytes:
@@ -57,11 +38,10 @@ def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
     shown = sorted(seen.lines, key=lambda line: -line.volume)[: None if every_ticker else MOST_LINES]
     times = seen.trades["timestamp"].tolist()[::-1]
     lines = [price_line(line, scale, str(times[-1])) for line in sorted(shown)]
-    layout: Figure = {"uirevision": scale, "yaxis": {"tickformat": ",.2f"}} | time_axis(times, seen.filling)
-    if scale == "change":
-        layout["yaxis"]["ticksuffix"] = "%"
+    axis = {"tickformat": ",.2f", "ticksuffix": "%" if scale == "change" else ""}
     drawn = f"the {MOST_LINES} most active of {len(seen.lines)} tickers" if len(shown) < len(seen.lines) else ""
-    layout["title"] = {"text": "  ·  ".join(filter(None, [moved_most(seen.lines), drawn]))}
+    title = {"text": "  ·  ".join(filter(None, [moved_most(seen.lines), drawn]))}
+    layout = {"uirevision": scale, "title": title, "yaxis": axis} | time_axis(times, seen.filling)
     said = "; ".join(f"{line.ticker} last {amount(line.last)}, {signed(line.changes[-1], '%')}" for line in seen.lines)
     return figure(lines, layout, f"Price trend: {said or 'no trades'}.")
 

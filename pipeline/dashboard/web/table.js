@@ -1,7 +1,7 @@
 // Watchlist and tape: tables brought up to date in place. Rows keep their elements, so scrolling and sorting stay as
 // they are; cells whose text changed and rows that are new are marked for a moment.
 //
-// data: {table, label, rows}; a row is a list of values, as the columns below want them.
+// data: {table, rows}; a row is a list of values, as the columns below want them.
 
 const inWhole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const inCents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
@@ -13,6 +13,7 @@ const direction = (row) => Math.sign(row[2]);
 // name, how a value is written, whether it is a number; then what gives the cell its colour, and what is drawn in it.
 const TABLES = {
   watchlist: {
+    label: "Watchlist: a row per ticker",
     key: 0,
     columns: [
       { name: "Ticker" },
@@ -28,6 +29,7 @@ const TABLES = {
     ],
   },
   tape: {
+    label: "Most recent trades, newest first",
     key: 5,
     columns: [
       { name: "timestamp (UTC)" },
@@ -43,9 +45,8 @@ const MANY = 50; // new rows at once that are too many to be news
 const NEXT_ORDER = { none: "ascending", ascending: "descending", descending: "none" };
 
 export default function ({ data, parentElement }) {
-  const { table: name, label, rows } = JSON.parse(new TextDecoder().decode(data));
+  const { table: name, rows } = JSON.parse(new TextDecoder().decode(data));
   const table = parentElement.querySelector("table");
-  table.parentElement.ariaLabel = label;
   table.current = rows;
   table.kind = TABLES[name];
   if (!table.tHead.rows.length) drawHead(table);
@@ -53,24 +54,18 @@ export default function ({ data, parentElement }) {
 }
 
 function drawHead(table) {
-  const heads = table.tHead.insertRow();
-  table.kind.columns.forEach(({ name, number }, index) => {
-    const head = document.createElement("th");
-    head.scope = "col";
-    head.ariaSort = "none";
-    head.classList.toggle("number", Boolean(number));
-    const button = document.createElement("button");
-    button.textContent = name;
-    button.onclick = () => {
-      const order = NEXT_ORDER[head.ariaSort];
-      for (const other of heads.cells) other.ariaSort = "none";
-      head.ariaSort = order;
-      table.order = { none: null, ascending: { index, sign: 1 }, descending: { index, sign: -1 } }[order];
-      drawBody(table, false);
-    };
-    head.append(button);
-    heads.append(head);
-  });
+  const { label, columns } = table.kind;
+  table.parentElement.ariaLabel = label;
+  const heads = columns.map(({ name, number }) =>
+    `<th scope="col" aria-sort="none" class="${number ? "number" : ""}"><button>${name}</button></th>`);
+  table.tHead.innerHTML = `<tr>${heads.join("")}</tr>`;
+  table.tHead.onclick = ({ target }) => {
+    const head = target.closest("th");
+    const order = NEXT_ORDER[head.ariaSort];
+    for (const other of head.parentElement.cells) other.ariaSort = "none";
+    head.ariaSort = order;
+    drawBody(table, false);
+  };
 }
 
 function drawBody(table, marks) {
@@ -80,7 +75,7 @@ function drawBody(table, marks) {
   const fresh = table.current.filter((values) => !known.has(values[key])).length;
   const news = marks && known.size > 0 && fresh <= MANY;
   let place = body.firstChild;
-  for (const values of inOrder(table.current, table.order)) {
+  for (const values of inOrder(table.current, [...table.tHead.rows[0].cells])) {
     const old = known.get(values[key]);
     known.delete(values[key]);
     const row = old ?? document.createElement("tr");
@@ -102,7 +97,7 @@ function fill(cell, { write, number, tone, bar, draw }, value, row) {
   cell.classList.toggle("number", Boolean(number));
   if (tone) cell.dataset.tone = tone(row);
   if (bar) cell.style.setProperty("--bar", value);
-  if (draw) cell.replaceChildren(draw(value));
+  if (draw) cell.innerHTML = draw(value);
   if (cell.textContent === text) return false;
   cell.textContent = text;
   return true;
@@ -114,9 +109,7 @@ function sparkline(values) {
     const x = values.length > 1 ? (86 * index) / (values.length - 1) + 2 : 45;
     return `${x.toFixed(1)},${(high > low ? 18 - (16 * (value - low)) / (high - low) : 10).toFixed(1)}`;
   });
-  const picture = document.createElement("span");
-  picture.innerHTML = `<svg width="90" height="20" aria-hidden="true"><polyline points="${points.join(" ")}"/></svg>`;
-  return picture.firstChild;
+  return `<svg width="90" height="20" aria-hidden="true"><polyline points="${points.join(" ")}"/></svg>`;
 }
 
 // A bar at an edge of the cell that goes by itself: shape, not colour, and all at once where motion is not wanted.
@@ -128,8 +121,10 @@ function mark(cell, edge) {
   );
 }
 
-function inOrder(rows, order) {
-  if (!order) return rows;
+function inOrder(rows, heads) {
+  const index = heads.findIndex((head) => head.ariaSort !== "none");
+  if (index < 0) return rows;
+  const sign = heads[index].ariaSort === "ascending" ? 1 : -1;
   const compare = (one, other) => (one > other) - (one < other);
-  return [...rows].sort((one, other) => order.sign * compare(one[order.index], other[order.index]));
+  return [...rows].sort((one, other) => sign * compare(one[index], other[index]));
 }
