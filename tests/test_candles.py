@@ -193,3 +193,15 @@ def test_the_step_suits_the_span(span: int, step: int) -> None:
 
 def test_each_step_holds_the_finer_ones_a_whole_number_of_times() -> None:
     assert all(coarse % fine == timedelta(0) for fine, coarse in pairwise(STEPS))
+
+
+def test_rows_with_a_null_are_no_trades(engine: Engine, database: Database) -> None:
+    rows = trades(300, every=1)
+    insert(database, rows)
+    for column in ("ticker", "price", "volume"):  # beside the first and the last of a candle, too
+        database.query(f"""
+            INSERT INTO trades SELECT '{column}-' || trade_id, ticker, price, volume, side, timestamp FROM trades
+            WHERE trade_id NOT LIKE '%-%-%-%-%-%';
+            UPDATE trades SET {column} = NULL WHERE trade_id LIKE '{column}-%'
+        """)
+    assert candles_of(whole(engine), "AAPL")[1] == expected(rows, "AAPL")

@@ -35,21 +35,24 @@ STRETCH = text(
     ) AS chunk"""
 )
 
+# A row with a NULL, which only a table made by hand can hold, is not a trade.
+WHOLE = "(trade.ticker, trade.price, trade.volume) IS NOT NULL"
+
 # The trades from `start` on and before `end`, one row per ticker and step. The prices that open and close a candle
 # are looked up: to have each group in order would cost a second sort of all its trades.
 CANDLES = text(
     f"""SELECT ticker, start,
-        (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker AND {WHOLE}
          ORDER BY trade_id LIMIT 1) AS open,
         high, low,
-        (SELECT price FROM trades AS trade WHERE trade.timestamp = last AND trade.ticker = candle.ticker
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = last AND trade.ticker = candle.ticker AND {WHOLE}
          ORDER BY trade_id DESC LIMIT 1) AS close,
         volume, notional, trades
     FROM (
         SELECT ticker, date_bin(:step, timestamp, timestamp '1970-01-01') AS start,
             min(timestamp) AS first, max(timestamp) AS last, max(price) AS high, min(price) AS low,
             sum(volume) AS volume, sum(price * volume) AS notional, count(*) AS trades
-        FROM trades WHERE timestamp >= :start AND timestamp < least(:end, {HORIZON})
+        FROM trades AS trade WHERE timestamp >= :start AND timestamp < least(:end, {HORIZON}) AND {WHOLE}
         GROUP BY 1, 2
     ) AS candle ORDER BY start"""
 )
