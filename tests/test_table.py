@@ -3,6 +3,7 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from uuid import uuid4
 
 import psutil
 import psycopg2
@@ -144,6 +145,21 @@ def test_a_table_partitioned_by_trade_id_works(table: TradesTable, database: Dat
     assert table.store(batch).inserted == 50
     stored = table.store(batch + rows(5) + rows(1, price=1000))
     assert (stored.inserted, stored.repeated, list(stored.refused)) == (5, 50, [55])
+
+
+@pytest.mark.parametrize("kind", ["partition", "child"])
+def test_a_locked_partition_holds_up_only_its_own_rows(table: TradesTable, database: Database, kind: str) -> None:
+    if kind == "partition":
+        database.query("CREATE TABLE parted (LIKE trades, PRIMARY KEY (trade_id)) PARTITION BY RANGE (trade_id)")
+        database.query("DROP TABLE trades; ALTER TABLE parted RENAME TO trades")
+        database.query("CREATE TABLE past PARTITION OF trades FOR VALUES FROM ('0') TO ('1')")
+        database.query("CREATE TABLE present PARTITION OF trades DEFAULT")
+    else:
+        database.query("CREATE TABLE past () INHERITS (trades)")
+    batch = rows(1, trade_id="f" + str(uuid4())[1:])
+    with ThreadPoolExecutor(1) as writer, closing(database.connect()) as connection:
+        connection.cursor().execute("LOCK TABLE past")  # as VACUUM FULL and CLUSTER do
+        assert writer.submit(table.store, batch).result(10).inserted == 1
 
 
 def test_what_the_codec_lets_through_postgresql_takes(table: TradesTable, database: Database) -> None:

@@ -29,7 +29,8 @@ _COLUMNS = ", ".join(COLUMNS)
 _COPY = "COPY {} (" + _COLUMNS + ") FROM STDIN (FORMAT binary)"
 # A column that was given another type of the same width would take the bytes for something else: that divides by zero.
 _PREPARE_CHECK = f"PREPARE same_columns AS SELECT 1 / (count(*) = 0)::integer FROM ({DIFFERENCES}) AS differences"
-_COPY_CHECKED = f"LOCK TABLE trades IN ROW EXCLUSIVE MODE; EXECUTE same_columns; {_COPY.format('trades')}"
+# ONLY: a partition that a DBA has locked is waited for by the rows that belong there, and by no others.
+_COPY_CHECKED = f"LOCK TABLE ONLY trades IN ROW EXCLUSIVE MODE; EXECUTE same_columns; {_COPY.format('trades')}"
 _OTHER_KEYS = """
     SELECT indexrelid::regclass FROM pg_index
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
