@@ -336,6 +336,17 @@ def test_a_trigger_may_give_notices(table: TradesTable, database: Database) -> N
     assert table.store(batch).repeated == 3
 
 
+@pytest.mark.parametrize("level", ["debug5", "error"])
+def test_the_warning_of_a_cancelled_wait_is_told_whatever_else_the_role_is(database: Database, level: str) -> None:
+    table = TradesTable(f"{database.url}?options=-cclient_min_messages%3D{level}")
+    assert table.store(rows(3)).inserted == 3
+    assert table._connection
+    with table._connection.cursor() as cursor:
+        cursor.execute("SHOW client_min_messages")
+        assert cursor.fetchall() == [("warning",)]
+    table.disconnect()
+
+
 def test_a_frozen_server_is_left_for_another(
     own_postgres: Postgres, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
