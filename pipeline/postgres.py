@@ -142,7 +142,7 @@ _UNIQUE_KEYS = """
 
 def table_problem(connection: Connection) -> str | None:
     """Compare `trades` with `sql/` (through `incoming`), by the catalogue, which every role may read."""
-    with connection, connection.cursor() as cursor:
+    with connection.cursor() as cursor:  # in the caller's transaction
         cursor.execute("SELECT to_regclass('trades')")
         if cursor.fetchall() == [(None,)]:
             return TABLE_MISSING

@@ -241,6 +241,31 @@ def test_a_column_that_is_given_another_type_meanwhile_is_named(
     assert database.count() == 0
 
 
+@pytest.mark.parametrize(
+    ("alteration", "problem"),
+    [
+        ("ALTER price TYPE NUMERIC(10,1)", r"trades\.price is numeric\(10,1\)"),  # would round
+        ("ALTER volume TYPE SMALLINT", r"trades\.volume is smallint"),  # would refuse
+        ("ADD venue TEXT NOT NULL", r"trades\.venue is NOT NULL"),
+    ],
+)
+def test_a_repeated_batch_that_waits_for_an_alteration_is_not_stored(
+    table: TradesTable, database: Database, alteration: str, problem: str
+) -> None:
+    batch = rows(1)
+    table.store(batch)
+    table.store(batch)  # from now on, batches are merged
+    database.query("TRUNCATE trades")
+    with ThreadPoolExecutor(1) as writer, closing(database.connect()) as connection:
+        connection.cursor().execute(f"ALTER TABLE trades {alteration}")
+        stored = writer.submit(table.store, rows(1, price=7.77, volume=40_000))
+        eventually(lambda: database.query("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        connection.commit()
+        with pytest.raises(TableError, match=problem):
+            stored.result(30)
+    assert database.count() == 0
+
+
 def test_a_table_made_by_hand_works(database: Database) -> None:
     database.query("DROP TABLE trades CASCADE")
     database.query("""

@@ -29,8 +29,9 @@ _COLUMNS = ", ".join(COLUMNS)
 _COPY = "COPY {} (" + _COLUMNS + ") FROM STDIN (FORMAT binary)"
 # A column that was given another type of the same width would take the bytes for something else: that divides by zero.
 _PREPARE_CHECK = f"PREPARE same_columns AS SELECT 1 / (count(*) = 0)::integer FROM ({DIFFERENCES}) AS differences"
-# ONLY: a partition that a DBA has locked is waited for by the rows that belong there, and by no others.
-_COPY_CHECKED = f"LOCK TABLE ONLY trades IN ROW EXCLUSIVE MODE; EXECUTE same_columns; {_COPY.format('trades')}"
+# Whoever alters the table has finished, or waits. ONLY: a locked partition holds up its own rows, and no others.
+_LOCK = "LOCK TABLE ONLY trades IN ROW EXCLUSIVE MODE"
+_COPY_CHECKED = f"{_LOCK}; EXECUTE same_columns; {_COPY.format('trades')}"
 _OTHER_KEYS = """
     SELECT indexrelid::regclass FROM pg_index
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
@@ -114,10 +115,11 @@ class TradesTable:
             except psycopg2.Error as error:
                 if not _blames_a_row(error):
                     raise
-        if problem := table_problem(connection):  # of an altered table every row is refused, without a fault of its own
-            raise TableError(problem)
         stored = Stored()
         with connection, connection.cursor() as cursor:
+            cursor.execute(_LOCK)
+            if problem := table_problem(connection):  # an altered table rounds or refuses rows without a fault
+                raise TableError(problem)
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a deferred one would refuse the whole batch at its end
             self._merge_halves(cursor, rows, 0, stored)
         self._expect_repeats = stored.repeated > 0  # redeliveries come in runs
