@@ -194,7 +194,7 @@ def test_a_missing_table_is_created(broker: KafkaClient, database: Database, run
 
 BREAKS = {
     "revoked": ("REVOKE INSERT ON trades FROM writer", "GRANT INSERT ON trades TO writer", "permission denied"),
-    "renamed": ("ALTER TABLE trades RENAME TO away", "ALTER TABLE away RENAME TO trades", "does not exist"),
+    "renamed": ("ALTER TABLE trades RENAME TO away", "ALTER TABLE away RENAME TO trades", "is missing: restart"),
     "altered": (
         "TRUNCATE trades; ALTER TABLE trades ALTER COLUMN ticker TYPE VARCHAR(2)",
         "ALTER TABLE trades ALTER COLUMN ticker TYPE VARCHAR(10)",

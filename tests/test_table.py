@@ -241,6 +241,23 @@ def test_a_column_that_is_given_another_type_meanwhile_is_named(
     assert database.count() == 0
 
 
+@pytest.mark.parametrize("repeats", [1, 2])  # the second is merged
+def test_a_table_that_is_dropped_meanwhile_is_said_to_be_missing(
+    table: TradesTable, database: Database, repeats: int
+) -> None:
+    batch = rows(1)
+    for _ in range(repeats):
+        table.store(batch)
+    database.query("DROP TABLE trades")
+    for _ in range(2):
+        with pytest.raises(TableError, match=r"trades is missing: restart the consumer"):
+            table.store(batch)
+        table.disconnect()
+    with closing(database.connect()) as connection:
+        apply_sql(connection)
+    assert table.store(batch).inserted == 1
+
+
 @pytest.mark.parametrize(
     ("alteration", "problem"),
     [

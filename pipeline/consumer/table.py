@@ -13,6 +13,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from pipeline.postgres import (
     DIFFERENCES,
+    TABLE_MISSING,
     TEMPORARY_TABLE,
     TableError,
     answers,
@@ -78,6 +79,10 @@ class TradesTable:
             stored = self._store(connection, rows, content or copy_file(rows))
             self._make_certain(connection)
             return stored
+        except errors.UndefinedTable:  # a trigger's perhaps
+            if self._connection and table_problem(self._connection) == TABLE_MISSING:
+                raise TableError(TABLE_MISSING) from None
+            raise
         finally:
             self._began = None
 
