@@ -16,7 +16,6 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from pipeline.command import first_line
 from pipeline.stop import stop_requested, wait_for_stop
-from pipeline.trade import COLUMNS
 from pipeline.user_error import UsageError, UserError
 
 SQL_FOLDER = Path(__file__).parent.parent / "sql"
@@ -122,21 +121,28 @@ def execute_file(connection: Connection, path: Path) -> None:
 
 TABLE_MISSING = "the table trades is missing: restart the consumer, or run sql/*.sql"
 
-DIFFERENCES = """  -- of the columns from those of `incoming`
-    SELECT wanted.attname, format_type(wanted.atttypid, wanted.atttypmod), format_type(found.atttypid, found.atttypmod)
+# How `trades` differs from what `sql/` describes (of which `incoming` has the columns), a line for each difference.
+TABLE_PROBLEMS = """
+    SELECT 'the column trades.' || wanted.attname || ' is '
+        || coalesce(format_type(found.atttypid, found.atttypmod), 'missing')
+        || ', and has to be ' || format_type(wanted.atttypid, wanted.atttypmod)
     FROM pg_attribute AS wanted
     LEFT JOIN pg_attribute AS found ON found.attrelid = to_regclass('trades') AND found.attname = wanted.attname
     WHERE wanted.attrelid = 'pg_temp.incoming'::regclass AND wanted.attnum > 0
       AND (found.atttypid, found.atttypmod) IS DISTINCT FROM (wanted.atttypid, wanted.atttypmod)
-"""
-_OBLIGATORY_EXTRAS = """
-    SELECT attname FROM pg_attribute
+    UNION ALL
+    SELECT 'the column trades.' || attname || ' is NOT NULL without a default, and no trade has it'
+    FROM pg_attribute
     WHERE attrelid = to_regclass('trades') AND attnum > 0 AND attnotnull AND NOT atthasdef AND NOT attisdropped
-      AND attidentity = '' AND attname <> ALL (%s)
-"""
-_UNIQUE_KEYS = """
-    SELECT pg_get_indexdef(indexrelid, 1, true) FROM pg_index
-    WHERE indrelid = to_regclass('trades') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL
+      AND attidentity = ''
+      AND attname NOT IN (SELECT attname FROM pg_attribute WHERE attrelid = 'pg_temp.incoming'::regclass)
+    UNION ALL
+    SELECT 'trades.trade_id is not the primary key: redelivered trades would be stored twice'
+    WHERE NOT EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+        WHERE indrelid = to_regclass('trades') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL
+          AND attname = 'trade_id'
+    )
 """
 
 
@@ -146,13 +152,7 @@ def table_problem(connection: Connection) -> str | None:
         cursor.execute("SELECT to_regclass('trades')")
         if cursor.fetchall() == [(None,)]:
             return TABLE_MISSING
-        cursor.execute(DIFFERENCES)
-        for column, wanted, found in cursor:
-            return f"the column trades.{column} is {found or 'missing'}, and has to be {wanted}"
-        cursor.execute(_OBLIGATORY_EXTRAS, [list(COLUMNS)])
-        for (column,) in cursor:
-            return f"the column trades.{column} is NOT NULL without a default, and no trade has it"
-        cursor.execute(_UNIQUE_KEYS)
-        if ("trade_id",) not in cursor.fetchall():
-            return "trades.trade_id is not the primary key: redelivered trades would be stored twice"
+        cursor.execute(TABLE_PROBLEMS)
+        for (problem,) in cursor:
+            return str(problem)
     return None

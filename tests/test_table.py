@@ -378,6 +378,31 @@ def test_a_trigger_may_give_notices(table: TradesTable, database: Database) -> N
     assert table.store(batch).repeated == 3
 
 
+def test_a_primary_key_that_is_dropped_meanwhile_is_missed_before_a_trade_is_there_twice(
+    table: TradesTable, database: Database
+) -> None:
+    batch = rows(3)
+    table.store(batch)
+    database.query("ALTER TABLE trades DROP CONSTRAINT trades_pkey")
+    with pytest.raises(TableError, match="not the primary key"):
+        table.store(batch)
+    assert database.count() == 3
+
+
+def test_a_large_batch_may_take_longer_than_the_role_allows_a_statement(database: Database) -> None:
+    database.query("""
+        CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+        CREATE TRIGGER wait BEFORE INSERT ON trades EXECUTE FUNCTION wait()
+    """)
+    assert TradesTable(f"{database.url}?options=-cstatement_timeout%3D900").store(rows(3)).inserted == 3
+
+
+def test_a_role_may_have_all_identifiers_quoted(database: Database) -> None:
+    url = f"{database.url}?options=-cquote_all_identifiers%3Don"
+    hall.prepare_table(url)
+    assert TradesTable(url).store(rows(3)).inserted == 3
+
+
 @pytest.mark.parametrize("level", ["debug5", "error"])
 def test_the_warning_of_a_cancelled_wait_is_told_whatever_else_the_role_is(database: Database, level: str) -> None:
     table = TradesTable(f"{database.url}?options=-cclient_min_messages%3D{level}")

@@ -12,8 +12,8 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from pipeline.postgres import (
-    DIFFERENCES,
     TABLE_MISSING,
+    TABLE_PROBLEMS,
     TEMPORARY_TABLE,
     TableError,
     answers,
@@ -28,15 +28,15 @@ SECONDS_TO_STORE = 3.0  # after which the server is asked whether it is still th
 
 _COLUMNS = ", ".join(COLUMNS)
 _COPY = "COPY {} (" + _COLUMNS + ") FROM STDIN (FORMAT binary)"
-# A column that was given another type of the same width would take the bytes for something else: that divides by zero.
-_PREPARE_CHECK = f"PREPARE same_columns AS SELECT 1 / (count(*) = 0)::integer FROM ({DIFFERENCES}) AS differences"
+# A table that was altered may take the bytes for something else, or a trade twice: that divides by zero.
+_PREPARE_CHECK = f"PREPARE no_problem AS SELECT 1 / (NOT EXISTS ({TABLE_PROBLEMS}))::integer"
 # Whoever alters the table has finished, or waits. ONLY: a locked partition holds up its own rows, and no others.
 _LOCK = "LOCK TABLE ONLY trades IN ROW EXCLUSIVE MODE"
-_COPY_CHECKED = f"{_LOCK}; EXECUTE same_columns; {_COPY.format('trades')}"
+_COPY_CHECKED = f"{_LOCK}; EXECUTE no_problem; {_COPY.format('trades')}"
 _OTHER_KEYS = """
     SELECT indexrelid::regclass FROM pg_index
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
-      AND pg_get_indexdef(indexrelid, 1, true) <> 'trade_id'
+      AND indkey[0] <> (SELECT attnum FROM pg_attribute WHERE attrelid = indrelid AND attname = 'trade_id')
 """
 _WRITE_AHEAD = "SELECT pg_logical_emit_message(true, 'trades', '')"  # so that the commit waits for a standby
 
@@ -96,7 +96,8 @@ class TradesTable:
         self._connection = connection = connect(self._url)
         execute_file(connection, TEMPORARY_TABLE)
         with connection, connection.cursor() as cursor:
-            cursor.execute("SET client_min_messages TO warning")  # for _make_certain: neither less nor more
+            # Whatever the role has: `_make_certain` needs the warnings, and a large batch its time.
+            cursor.execute("SET client_min_messages TO warning; SET statement_timeout TO 0")
             cursor.execute(_PREPARE_CHECK)
             # Naming the key makes another one refuse its row, where it would drop it silently; that takes the right.
             cursor.execute("SELECT has_column_privilege('trades', 'trade_id', 'SELECT')")
