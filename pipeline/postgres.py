@@ -123,15 +123,15 @@ TABLE_MISSING = "the table trades is missing: restart the consumer, or run sql/*
 
 # How `trades` differs from what `sql/` describes (of which `incoming` has the columns), a line for each difference.
 TABLE_PROBLEMS = """
-    SELECT 'the column trades.' || wanted.attname || ' is '
-        || coalesce(format_type(found.atttypid, found.atttypmod), 'missing')
-        || ', and has to be ' || format_type(wanted.atttypid, wanted.atttypmod)
+    SELECT format('the column trades.%s is %s, and has to be %s', wanted.attname,
+        coalesce(format_type(found.atttypid, found.atttypmod), 'missing'),
+        format_type(wanted.atttypid, wanted.atttypmod))
     FROM pg_attribute AS wanted
     LEFT JOIN pg_attribute AS found ON found.attrelid = to_regclass('trades') AND found.attname = wanted.attname
     WHERE wanted.attrelid = 'pg_temp.incoming'::regclass AND wanted.attnum > 0
       AND (found.atttypid, found.atttypmod) IS DISTINCT FROM (wanted.atttypid, wanted.atttypmod)
     UNION ALL
-    SELECT 'the column trades.' || attname || ' is NOT NULL without a default, and no trade has it'
+    SELECT format('the column trades.%s is NOT NULL without a default, and no trade has it', attname)
     FROM pg_attribute
     WHERE attrelid = to_regclass('trades') AND attnum > 0 AND attnotnull AND NOT atthasdef AND NOT attisdropped
       AND attidentity = ''

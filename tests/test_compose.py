@@ -174,6 +174,8 @@ def test_the_init_folder_makes_the_table(postgres: Postgres) -> None:
 class ComposeKafka(Kafka):
     """A broker with the settings that Compose gives its container, but for the addresses and the folder."""
 
+    memory = ("-Xmx1g",)  # as in Kafka's own image
+
     def properties(self) -> dict[str, object]:
         # As the image does it: KAFKA_NODE_ID=1 becomes node.id=1.
         properties: dict[str, object] = {
@@ -265,7 +267,8 @@ def test_every_module_that_a_script_imports_is_in_the_image(image: Path) -> None
         seen.add(path)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
-                imported = image / f"{(node.module or '').replace('.', '/')}.py"
+                module = image / (node.module or "").replace(".", "/")
+                imported = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
                 waiting += [imported] if imported not in seen and node.module != "pipeline" else []
     assert len(seen) > len(SCRIPTS)
 

@@ -42,10 +42,6 @@ CLUSTER_ID = "bGl2ZS10cmFkZXMta2Fmaw"  # any 16 bytes in base64; as in docker-co
 #     python local_stack.py kafka-configs --alter --topic orders --add-config retention.bytes=8000000000
 RETENTION_BYTES = 2_000_000_000
 SEGMENT_BYTES = 256 << 20  # is deleted as a whole
-MEMORY = (  # of a broker
-    *("-Xms192m", "-Xmx192m", "-XX:+AlwaysPreTouch"),  # the whole heap at once: else it would grow for hours
-    "-XX:ReservedCodeCacheSize=240m",  # with less, compiled code makes all of the heap be collected, for 0.1 s
-)
 
 
 @cache
@@ -78,6 +74,10 @@ class KafkaServer(Server):
 
     title: ClassVar[str] = f"Apache Kafka {VERSION}"
     program: ClassVar[str] = "java"
+    memory: ClassVar[Sequence[str]] = (
+        *("-Xms192m", "-Xmx192m", "-XX:+AlwaysPreTouch"),  # the whole heap at once: else it would grow for hours
+        "-XX:ReservedCodeCacheSize=240m",  # with less, compiled code makes all of the heap be collected, for 0.1 s
+    )
 
     def __init__(self, folder: Path, address: Address, node_id: int = 1, voters: dict[int, int] | None = None) -> None:
         super().__init__(folder, f"kafka-{node_id}" if voters else "kafka", address)
@@ -148,7 +148,7 @@ class KafkaServer(Server):
 
     def command(self) -> list[str]:
         """Return the broker's command line."""
-        return java("kafka.Kafka", str(self.file), memory=MEMORY, log_level="warn")
+        return java("kafka.Kafka", str(self.file), memory=self.memory, log_level="warn")
 
     def answers(self) -> bool:
         """Tell whether the broker serves clients, and is known to the others."""
