@@ -18,6 +18,7 @@ class Trade(pw.Schema):  # type: ignore[misc]
     timestamp: str
 
 
+form = sys.argv[1]
 database = urlsplit(os.environ["DATABASE_URL"])
 trades = pw.io.kafka.read(
     {
@@ -31,8 +32,10 @@ trades = pw.io.kafka.read(
     format="json",
     autocommit_duration_ms=100,  # of 50, 100, 200, 500 and 1500 (its default) the fastest
 )
+moment = trades.timestamp.dt.strptime(form)
 pw.io.postgres.write(
-    trades.with_columns(timestamp=trades.timestamp.dt.strptime(sys.argv[1])),
+    # With an offset it is a moment of any time zone, which the column does not take.
+    trades.with_columns(timestamp=moment.dt.to_naive_in_timezone("UTC") if "%z" in form else moment),
     {
         "host": database.hostname,
         "port": database.port,
