@@ -60,7 +60,8 @@ function drawHead(table) {
     `<th scope="col" aria-sort="none" class="${number ? "number" : ""}"><button>${name}</button></th>`);
   table.tHead.innerHTML = `<tr>${heads.join("")}</tr>`;
   table.tHead.onclick = ({ target }) => {
-    const head = target.closest("th");
+    const head = target.closest("button")?.parentElement;
+    if (!head) return;
     const order = NEXT_ORDER[head.ariaSort];
     for (const other of head.parentElement.cells) other.ariaSort = "none";
     head.ariaSort = order;
