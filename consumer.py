@@ -1,22 +1,22 @@
 """Store every trade of a Kafka topic in PostgreSQL, exactly once in effect.
 
-    python consumer.py                     # trades from now on
-    python consumer.py --from-beginning    # first those that the topic still holds
+    python consumer.py                     # resume where the group left off; a new group starts at the latest offset
+    python consumer.py --from-beginning    # read everything the topic still holds, oldest first
 
-Two threads, so that decoding one batch overlaps with storing the one before: the main thread alone talks to
-Kafka, a writer thread alone to PostgreSQL. A batch is closed when the writer is free, so it is one trade when
-trades are rare and grows by itself when they are not; no trade is ever held back to fill one.
+Two threads, so that one batch is decoded while the previous one is stored: only the main thread talks to Kafka, only
+the writer thread to PostgreSQL. A batch is closed as soon as the writer is free, so it holds a single trade when
+traffic is light and grows by itself when it is heavy; no trade ever waits for a batch to fill up.
 
-Keys ascend with time (UUID version 7), so the rows of one partition come in the order of the primary key, which is the
-cheapest for PostgreSQL. Several partitions mix them: then a batch is sorted by key.
+Keys ascend with time (UUID version 7), so the rows of one partition arrive in primary-key order, which is the cheapest
+for PostgreSQL to insert. Several partitions interleave, so their batches are sorted by key.
 
-What is guaranteed, on the lines marked [n]:
+Guarantees, kept on the lines marked [n]:
   [1] rows are committed to PostgreSQL before their offsets are committed to Kafka. Whatever is killed in between,
-      Kafka delivers those trades again, and the primary key makes the repetition harmless.
+      Kafka redelivers those trades, and the primary key makes the redelivery harmless.
   [2] a new group's starting offsets are committed before its first message is read.
   [3] an invalid message, or a row that PostgreSQL refuses, is acknowledged by the dead-letter topic before its offset
-      is committed. Only the offsets wait for that, no row does.
-  [4] a fault of the environment stops consumption, not the consumer: the batch is kept, the place in the group too.
+      is committed. Only offsets wait for that, rows never do.
+  [4] a fault in the environment stops consumption, not the consumer: it keeps its batch and its place in the group.
 """
 
 from pipeline.stop import stop_requested, take_signals
@@ -52,35 +52,35 @@ from pipeline.settings import Settings
 from pipeline.trade import InvalidTrade, copy_rows
 from pipeline.user_error import UserError
 
-BATCH_SIZE = 40_000  # trades; more costs memory and gains no speed
-BATCH_BYTES = 16 << 20  # of their messages, which bounds the memory where messages are large
-CHUNK_SIZE = 1_000  # trades decoded between two looks at the writer
-WRITES_IN_FLIGHT = 2  # one being stored, one waiting, so that PostgreSQL never does
-SECONDS_UNNOTICED = 0.05  # that a stop or a rebalance may wait
-SECONDS_BEFORE_PAUSE = 1.0  # that the writer may be busy before fetching pauses
-SECONDS_TO_HAND_OVER = 5.0  # that a rebalance waits for the batches in flight
-SECONDS_TO_STOP = 3.0  # that a stop waits for them, and then once more to leave the group
-SECONDS_BETWEEN_ATTEMPTS = 0.1, 5.0  # first, longest
-SECONDS_TO_JOIN = 10.0  # after which a group that cannot be joined is an outage
+BATCH_SIZE = 40_000  # trades; a larger batch costs memory and is no faster
+BATCH_BYTES = 16 << 20  # total size of the messages; bounds memory when messages are large
+CHUNK_SIZE = 1_000  # trades decoded between two checks on the writer
+WRITES_IN_FLIGHT = 2  # one being stored, one queued, so that PostgreSQL never waits
+SECONDS_UNNOTICED = 0.05  # how long a stop or a rebalance may go unnoticed
+SECONDS_BEFORE_PAUSE = 1.0  # how long a full batch may wait for the writer before fetching pauses
+SECONDS_TO_HAND_OVER = 5.0  # how long a rebalance waits for the batches in flight
+SECONDS_TO_STOP = 3.0  # how long a stop waits for them, and then once more to leave the group
+SECONDS_BETWEEN_ATTEMPTS = 0.1, 5.0  # backoff: first, longest
+SECONDS_TO_JOIN = 10.0  # taking longer to join the group is reported as an outage
 
 KAFKA_DEFAULTS: dict[str, Any] = {
     "enable.auto.commit": False,
-    # Where a group starts is decided in pipeline/consumer/starting_offsets.py. This is for an offset that the topic no
-    # longer has (deleted by retention): go on with the oldest message left, and say so.
+    # Where a group starts is decided in pipeline/consumer/starting_offsets.py. This covers an offset that the topic no
+    # longer has (deleted by retention): resume at the oldest message left, and log it.
     "auto.offset.reset": "earliest",
-    "session.timeout.ms": 6000,  # a killed consumer's partitions move on after this
+    "session.timeout.ms": 6000,  # a killed consumer's partitions are reassigned after this
     "heartbeat.interval.ms": 1000,
-    # Also how long a rebalance waits for a member that died in the middle of joining. We poll at least every eight
-    # seconds: so long StartingOffsets may wait for its answers.
+    # Also how long a rebalance waits for a member that died while joining. We poll at least every eight seconds, the
+    # longest that StartingOffsets waits for its answers.
     "max.poll.interval.ms": 10_000,
-    # All partitions are given back in a rebalance and every open batch is dropped: with an incremental protocol, a
-    # dropped batch of a partition that we keep would be lost.
+    # A rebalance revokes all partitions and drops every open batch: with an incremental protocol, a dropped batch from
+    # a partition that we keep would be lost.
     "partition.assignment.strategy": "range",
-    "fetch.wait.max.ms": 100,  # that partitions just assigned may wait for a fetch which asked an empty one alone
-    "fetch.queue.backoff.ms": 10,  # with the default, a second, a full queue would run empty before it is filled again
-    "queued.max.messages.kbytes": 32_768,  # bounds the memory, however long the backlog
+    "fetch.wait.max.ms": 100,  # new partitions wait up to this long for a fetch already waiting on an empty one
+    "fetch.queue.backoff.ms": 10,  # at the default, a second, a full queue would run empty before it is refilled
+    "queued.max.messages.kbytes": 32_768,  # bounds memory, however large the backlog
     "statistics.interval.ms": 1000,  # for the metrics
-    "log_level": 4,  # warnings; what else matters comes through error_cb
+    "log_level": 4,  # warnings; everything else that matters comes through error_cb
 }
 
 log = logging.getLogger("consumer")
@@ -90,15 +90,15 @@ librdkafka_log.addFilter(lambda record: "offset reset" in record.getMessage())
 
 @dataclass
 class Batch:
-    """Trades on their way to PostgreSQL, and the offsets to commit once they are there."""
+    """Trades on their way to PostgreSQL, and the offsets to commit once they are stored."""
 
     messages: list[Message] = field(default_factory=list)  # kept for the dead-letter topic
     size: int = 0  # bytes of all messages
-    rows: list[bytes] = field(default_factory=list)  # one a message ...
-    content: bytes = b""  # ... and all together, for COPY
+    rows: list[bytes] = field(default_factory=list)  # one per message ...
+    content: bytes = b""  # ... and all of them joined, for COPY
     offsets: list[TopicPartition] = field(default_factory=list)
     dead_letters: int = 0
-    unacknowledged: int = 0  # dead letters that Kafka has not confirmed
+    unacknowledged: int = 0  # dead letters that Kafka has not acknowledged yet
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def __len__(self) -> int:
@@ -106,15 +106,15 @@ class Batch:
 
     @property
     def full(self) -> bool:
-        """Tell whether it has to be stored before it may grow."""
+        """Return whether the batch must be stored before it takes more messages."""
         return len(self) >= BATCH_SIZE or self.size >= BATCH_BYTES
 
     def acknowledge_dead_letter(self) -> None:
-        """Count one confirmation."""
+        """Count one dead letter as acknowledged."""
         self.unacknowledged -= 1
 
     def close(self, sort: bool) -> None:
-        """Put the rows together, if need be sorted by key, with which a row starts; the messages with them."""
+        """Join the rows for COPY; if `sort`, first put rows and messages in key order (a row starts with its key)."""
         if sort:
             order = sorted(range(len(self.rows)), key=self.rows.__getitem__)
             self.rows = [self.rows[index] for index in order]
@@ -122,7 +122,7 @@ class Batch:
         self.content = copy_file(self.rows)
 
     def release(self) -> None:
-        """Let go of the messages."""
+        """Free the messages and rows."""
         self.messages, self.rows, self.content = [], [], b""
 
 
@@ -130,7 +130,7 @@ Write = Future[Stored | None]
 
 
 class TradeConsumer:
-    """Takes trades from the topic into the table."""
+    """Moves trades from the topic into the table."""
 
     def __init__(self, settings: Settings, from_beginning: bool) -> None:
         self.settings = settings
@@ -140,24 +140,24 @@ class TradeConsumer:
         self.dead_letters = DeadLetters(settings)
         self.table = TradesTable(settings.database_url)
         self.to_write: SimpleQueue[tuple[Batch, Write]] = SimpleQueue()
-        self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until they are stored
-        self.to_commit: deque[Batch] = deque()  # stored; the oldest waits for its dead letters, or for the last commit
-        self.committing = False  # a commit waits for its answer
+        self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until they are done
+        self.to_commit: deque[Batch] = deque()  # stored; the oldest waits for its dead letters or the commit in flight
+        self.committing = False  # a commit is in flight
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
-        self.joining_since: float | None = None  # None: a member, with partitions or without
-        self.assigned: list[TopicPartition] = []  # partitions that are ours, but have no starting offsets yet
+        self.joining_since: float | None = None  # None: we are a member, with or without partitions
+        self.assigned: list[TopicPartition] = []  # partitions that are ours but have no starting offsets yet
         self.next_attempt = 0.0
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
-        self.broker_trouble = ""  # why one was last away
-        self.times_down = 0  # that all were, since Kafka last answered
+        self.broker_trouble = ""  # why a broker was last unreachable
+        self.times_down = 0  # how often all of them were down since Kafka last answered
         self.progress = Progress(self.metrics)
         self.join(from_beginning)
 
     def run(self) -> None:
         """Consume until the user asks to stop."""
-        # A daemon, because a write that hangs in a dead connection must not keep the process alive.
+        # A daemon thread, because a write that hangs on a dead connection must not keep the process alive.
         threading.Thread(target=self.write_for_ever, daemon=True).start()
         print("🟢 Consumer started. Waiting for trades...", flush=True)
         while not stop_requested():
@@ -170,7 +170,7 @@ class TradeConsumer:
     # -- collecting: the batch grows while the writer is busy
 
     def collect(self) -> None:
-        """Add what Kafka has to the batch; wait for whichever comes first, messages or the writer."""
+        """Add available messages to the batch, or wait for messages or the writer, whichever comes first."""
         if self.batch.full or self.dead_letters.full:
             self.hold()
             return
@@ -179,17 +179,17 @@ class TradeConsumer:
             self.paused = False
             self.consumer.resume(self.consumer.assignment())
         if not self.writes:
-            joining = self.assigned or self.joining_since is not None  # poll waits on after it has called us back
+            joining = self.assigned or self.joining_since is not None  # poll keeps waiting after our callbacks
             first = self.consumer.poll(0.01 if joining else 0.2)
             if first is not None:
                 self.add([first, *self.consumer.consume(CHUNK_SIZE, timeout=0)])
         elif messages := self.consumer.consume(CHUNK_SIZE, timeout=0):
             self.add(messages)
-        else:  # either may come first; in an outage, neither soon
+        else:  # either may come first; during an outage, neither comes soon
             self.wait_for_writer(SECONDS_UNNOTICED if self.database_outage.ongoing else 0.001)
 
     def add(self, messages: list[Message]) -> None:
-        """Add messages to the batch; those that are errors of Kafka's are told."""
+        """Add messages to the batch; report those that are Kafka errors."""
         if errors := [error for message in messages if (error := message.error()) is not None]:
             messages = [message for message in messages if message.error() is None]
             for error in errors:
@@ -199,7 +199,7 @@ class TradeConsumer:
             self.decode(messages)
 
     def decode(self, messages: list[Message]) -> None:
-        """Decode messages into the batch; an invalid one, which is then looked for, becomes a dead letter."""
+        """Decode messages into the batch; if any is invalid, decode them one by one and make it a dead letter."""
         try:
             self.batch.rows += copy_rows([message.value() for message in messages])
             self.batch.messages += messages
@@ -211,24 +211,24 @@ class TradeConsumer:
                 self.decode([message])
 
     def publish_dead_letter(self, batch: Batch, message: Message, reason: Exception) -> None:
-        """Keep the message in the dead-letter topic; the batch's offsets wait for it [3]."""
+        """Send the message to the dead-letter topic; the batch's offsets wait for its acknowledgement [3]."""
         batch.dead_letters += 1
         batch.unacknowledged += 1
         self.dead_letters.publish(message, reason, batch.acknowledge_dead_letter)
         self.progress.dead_letter(message, reason)
 
     def hold(self) -> None:
-        """Read no more until there is room; when it takes long, pause and keep the place in the group [4]."""
+        """Read no more until there is room; if that takes long, pause fetching and stay in the group [4]."""
         self.full_since = self.full_since or time.monotonic()
         if not self.paused and time.monotonic() - self.full_since > SECONDS_BEFORE_PAUSE:
             self.paused = True
             self.consumer.pause(self.consumer.assignment())
         if self.paused and (message := self.consumer.poll(0)) is not None:
-            self.add([message])  # was on its way when the partition was paused
+            self.add([message])  # in flight when the partition was paused
         self.wait_for_writer()
 
     def wait_for_writer(self, seconds: float = SECONDS_UNNOTICED) -> None:
-        """Wait until the oldest write is done, or else for dead letters; for at most that long."""
+        """Wait up to `seconds` for the oldest write or, if there is none, for answers to dead letters."""
         if self.writes:
             wait([self.writes[0][1]], seconds)
         else:
@@ -237,19 +237,19 @@ class TradeConsumer:
     # -- storing: rows first, offsets after
 
     def start_write(self) -> None:
-        """Hand the batch to the writer: at once when it is free, and one ahead when the batch is full."""
+        """Hand the batch to the writer if it is free; a full batch may also queue behind the one being stored."""
         free = not self.writes or (self.batch.full and len(self.writes) < WRITES_IN_FLIGHT)
         if not free or not len(self.batch):
             return
         batch, self.batch = self.batch, Batch()
         partitions = self.consumer.assignment()
         batch.offsets = self.starting_offsets.labelled(self.consumer.position(partitions))
-        batch.close(sort=len(partitions) > 1)  # here, because PostgreSQL waits for whatever the writer has to do
+        batch.close(sort=len(partitions) > 1)  # here, because PostgreSQL waits while the writer works
         self.writes.append((batch, Future()))
         self.to_write.put(self.writes[-1])
 
     def write_for_ever(self) -> None:
-        """Store one batch after the other. The writer thread."""
+        """Store batches one after another, in the writer thread."""
         while True:
             batch, write = self.to_write.get()
             try:
@@ -258,13 +258,13 @@ class TradeConsumer:
                 write.set_exception(error)
 
     def store(self, batch: Batch) -> Stored | None:
-        """Store the batch, with retries and backoff; None if it was abandoned meanwhile."""
+        """Store the batch, retrying with backoff; return None if it is abandoned meanwhile."""
         delay, longest = SECONDS_BETWEEN_ATTEMPTS
         while not batch.abandoned.is_set():
             try:
                 with self.metrics.commit_seconds.time():
-                    stored = self.table.store(batch.rows, batch.content)  # [1] first the rows
-            except psycopg2.Error as error:  # [4] no row is to blame, so all of them wait
+                    stored = self.table.store(batch.rows, batch.content)  # [1] rows first
+            except psycopg2.Error as error:  # [4] no row is to blame, so the whole batch waits
                 self.database_outage.report(first_line(error))
                 self.table.disconnect()
                 batch.abandoned.wait(delay)
@@ -275,7 +275,7 @@ class TradeConsumer:
         return None
 
     def finish_writes(self) -> None:
-        """Take over the batches that are stored, in their order; commit offsets once their dead letters are safe."""
+        """Collect finished writes in order; commit their offsets once their dead letters are acknowledged."""
         self.dead_letters.poll()
         while self.writes and self.writes[0][1].done():
             batch, write = self.writes.popleft()
@@ -285,28 +285,28 @@ class TradeConsumer:
                 self.progress.stored(batch.messages, stored)
                 batch.release()
                 if self.to_commit and not self.to_commit[-1].unacknowledged:
-                    self.to_commit.pop()  # the newer offsets include its own
+                    self.to_commit.pop()  # the newer offsets cover its own
                 self.to_commit.append(batch)
         if not self.committing:
             self.commit()
 
     def commit(self) -> None:
-        """Commit the offsets of what is stored.
+        """Commit the offsets of stored batches.
 
-        While a commit waits for a broker that died, whatever is sent after it waits too, heartbeats for instance: Kafka
-        answers the requests of one connection one by one. So there is one commit at a time, save for the last.
+        Kafka answers the requests on a connection in order, so a commit that waits for a dead broker holds up all that
+        is sent after it, heartbeats included. So only one commit is in flight at a time, except the last (in `settle`).
         """
         offsets = None
-        while self.to_commit and not self.to_commit[0].unacknowledged:  # [3] the dead letters first
+        while self.to_commit and not self.to_commit[0].unacknowledged:  # [3] dead letters first
             offsets = self.to_commit.popleft().offsets
         if offsets is not None:
             self.committing = True
-            self.consumer.commit(offsets=offsets, asynchronous=True)  # [1] then the offsets
+            self.consumer.commit(offsets=offsets, asynchronous=True)  # [1] then offsets
 
     # -- the group: partitions come and go
 
     def join(self, from_beginning: bool, new_group: bool = True) -> None:
-        """Join the group as a client of its own."""
+        """Join the group with a new client."""
         self.consumer = client(
             Consumer,
             KAFKA_DEFAULTS
@@ -321,35 +321,35 @@ class TradeConsumer:
             [self.settings.topic],
             on_assign=self.on_assign,
             on_revoke=lambda consumer, _: self.give_back(consumer, SECONDS_TO_HAND_OVER),
-            on_lost=lambda consumer, _: self.give_back(consumer, 0),  # others have the partitions already
+            on_lost=lambda consumer, _: self.give_back(consumer, 0),  # the partitions already belong to others
         )
 
     def leave(self) -> None:
-        """Leave the group at once.
+        """Leave the group, waiting for at most SECONDS_TO_STOP.
 
-        While the brokers are away librdkafka's close() can wait for them without an end: whoever does not leave in time
-        just goes, and the group notices after the session's time-out.
+        While the brokers are down, librdkafka's close() can wait for them forever. If it is not done in time, we go
+        without it, and the group notices when the session times out.
         """
         leaving = threading.Thread(target=self.consumer.close, daemon=True)
         leaving.start()
         leaving.join(SECONDS_TO_STOP)
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Note the partitions. They are read once their starting offsets are known, which may take retries."""
+        """Remember the partitions; reading starts once their starting offsets are known, which may take retries."""
         consumer.assign([])
         self.assigned = partitions
         self.joining_since = None
-        if not partitions:  # else it is known when their offsets are
+        if not partitions:  # otherwise the outage ends once their offsets are known
             self.end_outage()
 
     def give_back(self, consumer: Consumer, seconds: float) -> None:
-        """Give the partitions back, once what is in flight is finished, or after that long."""
-        if consumer is self.consumer:  # not one that is still leaving
+        """Give the partitions back once what is in flight is finished, or after `seconds`."""
+        if consumer is self.consumer:  # not an earlier client that is still leaving
             self.settle(seconds)
             self.joining_since = time.monotonic()
 
     def start_reading(self) -> None:
-        """Read new partitions from where the group left off; a new group's start is committed first [2]."""
+        """Read new partitions from where the group left off; commit a new group's starting offsets first [2]."""
         if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
             self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
         self.starting_offsets.keep_trace()
@@ -364,7 +364,7 @@ class TradeConsumer:
         try:
             starts = self.starting_offsets.of(self.assigned)
         except KafkaException as exception:
-            if self.delay > SECONDS_BETWEEN_ATTEMPTS[0]:  # the first may just be early
+            if self.delay > SECONDS_BETWEEN_ATTEMPTS[0]:  # the first attempt may just come too early
                 self.kafka_outage.report(f"the topic {self.settings.topic}: {reason_of(exception)}")
         if starts is None:
             self.next_attempt = time.monotonic() + self.delay
@@ -373,13 +373,13 @@ class TradeConsumer:
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
         self.end_outage()
         self.assigned = []
-        # Those are committed, so librdkafka can look them up itself: then it knows the lag from the first second on.
+        # The starts are committed, so we let librdkafka look them up: then it knows the lag from the first second.
         self.consumer.assign([TopicPartition(start.topic, start.partition) for start in starts])
         self.consumer.resume(starts)  # a pause would survive the rebalance
         self.paused = False
 
     def settle(self, seconds: float) -> None:
-        """Finish what is in flight, for at most that long; what cannot be finished is delivered again."""
+        """Finish what is in flight within `seconds`; Kafka redelivers the rest."""
         deadline = time.monotonic() + seconds
         self.finish_writes()
         while (self.writes or (self.to_commit and self.dead_letters.in_flight)) and time.monotonic() < deadline:
@@ -389,7 +389,7 @@ class TradeConsumer:
         self.abandon()
 
     def abandon(self) -> None:
-        """Forget what is not stored yet. Its offsets are not committed, so Kafka delivers it again."""
+        """Drop all unfinished work. Its offsets are not committed, so Kafka redelivers it."""
         for batch, _ in self.writes:
             batch.abandoned.set()
             batch.release()
@@ -403,35 +403,35 @@ class TradeConsumer:
     # -- trouble
 
     def on_error(self, error: KafkaError) -> None:
-        """Say what Kafka reports, once; librdkafka goes on trying by itself. Raises what nothing can mend."""
+        """Report a Kafka error; librdkafka keeps retrying by itself. Raises `KafkaException` for a fatal one."""
         if error.fatal() or error.code() == KafkaError._FATAL:
             raise KafkaException(error)
         if error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
-            self.broker_trouble = error.str()  # one broker's: an outage is when none works
+            self.broker_trouble = error.str()  # one broker's; it is an outage when all are down
             return
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # says that, but not why
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # does not say why
             self.times_down += 1
-            if self.times_down > 1:  # the first is none: localhost is ::1, too, and a broker may listen on 127.0.0.1
+            if self.times_down > 1:  # once is no outage: localhost is also ::1, a broker may listen on 127.0.0.1 only
                 self.kafka_outage.report(self.broker_trouble or error.str())
             return
         self.kafka_outage.report(error.str())
 
     def end_outage(self) -> None:
-        """Note that Kafka answers."""
+        """Record that Kafka answers."""
         self.kafka_outage.end()
         self.broker_trouble, self.times_down = "", 0
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        """Take the answer to a commit. The next commit or a redelivery covers a failure."""
+        """Handle the result of a commit. The next commit or a redelivery covers a failure."""
         self.committing = False
         if error is None:
             self.end_outage()
-            self.next_attempt = 0.0  # starting offsets may be what is committed
+            self.next_attempt = 0.0  # it may have committed the starting offsets that we wait for
         elif error.code() not in (KafkaError._NO_OFFSET, KafkaError._STATE):
             log.info("offsets not committed (%s): these trades may be delivered again", error.str())
 
     def close(self) -> None:
-        """Store what was received, leave the group, and say what was done."""
+        """Store what was received, leave the group and print a summary."""
         self.start_write()
         self.settle(SECONDS_TO_STOP)
         self.leave()
@@ -439,7 +439,7 @@ class TradeConsumer:
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the command line's options."""
+    """Return the command-line parser."""
     known = parser(__doc__)
     known.add_argument(
         "--from-beginning",
@@ -460,10 +460,10 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
         return
     consumer = TradeConsumer(settings, options.from_beginning)
     consumer.metrics.serve(options.metrics_port)
-    # The collector would look through all messages in flight again and again for cycles that are not there.
+    # The garbage collector would scan all messages in flight again and again for cycles that do not exist.
     gc.set_threshold(500_000)
-    # Between two batches the writer needs the interpreter for microseconds, while PostgreSQL waits.
-    sys.setswitchinterval(0.0005)  # seconds that it may take to get it; 5 ms by default
+    # Between two batches the writer needs the interpreter lock for microseconds, while PostgreSQL waits.
+    sys.setswitchinterval(0.0005)  # seconds that it may wait for the lock; 5 ms by default
     try:
         consumer.run()
     except KafkaException as exception:  # a fatal one, raised by on_error: no commit would succeed
