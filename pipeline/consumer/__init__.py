@@ -1,1 +1,1 @@
-"""What consumer.py is made of: where a group starts, the table, the dead letters, what is printed."""
+"""The parts of consumer.py: where a group starts, the table, dead letters, what is printed."""

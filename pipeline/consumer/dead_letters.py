@@ -1,6 +1,6 @@
-"""The dead-letter topic: an invalid message is kept there as it came, with the reason in its headers.
+"""The dead-letter topic: it keeps each invalid message as it came, with the reason in its headers.
 
-The way back is `python -m pipeline.maintenance.replay`.
+`python -m pipeline.maintenance.replay` sends dead letters back.
 """
 
 import time
@@ -17,16 +17,16 @@ from pipeline.reasons import headers_of, reason_headers
 from pipeline.settings import Settings
 from pipeline.user_error import UserError
 
-# A dead letter is its message plus headers, so it can be larger than anything the source topic takes.
-# It keeps the time of its message, which may be long ago: no retention, or it could expire as it is written.
+# A dead letter is its message plus headers, so it can be larger than anything the source topic accepts. It keeps its
+# message's timestamp, which may be long ago: with a retention limit, it could expire as soon as it is written.
 TOPIC_CONFIG = {"max.message.bytes": "104857600", "retention.ms": "-1"}
 MAX_OUTSTANDING = 10_000  # dead letters
 MAX_OUTSTANDING_BYTES = 16 << 20
-SECONDS_BETWEEN_ATTEMPTS = 1.0, 30.0  # first, longest
+SECONDS_BETWEEN_ATTEMPTS = 1.0, 30.0  # backoff: first, longest
 SECONDS_TO_PURGE = 1.0
 
 KAFKA_DEFAULTS = PRODUCER_DEFAULTS | {"message.max.bytes": 1_000_000_000}  # no limit but the topic's own
-# A repeated dead letter does no harm, and an idempotent producer could end in a fatal error.
+# A duplicate dead letter is harmless, whereas an idempotent producer could end in a fatal error.
 KAFKA_MUSTS = {"enable.idempotence": False, "acks": "all"}
 
 
@@ -38,7 +38,7 @@ class _Letter:
 
 
 class DeadLetters:
-    """Publishes messages to the dead-letter topic until Kafka has acknowledged them, with backoff if it refuses."""
+    """Publishes messages to the dead-letter topic, retrying with backoff until Kafka has acknowledged them."""
 
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.dead_letter_topic
@@ -49,18 +49,18 @@ class DeadLetters:
         self._watch = TopicWatch(client(AdminClient, settings.kafka), self._topic)
         self._outstanding: set[_Letter] = set()  # not acknowledged yet ...
         self._bytes = 0
-        self._refused: list[_Letter] = []  # ... and those of them to send again
+        self._refused: list[_Letter] = []  # ... and those of them to resend
         self._delay = SECONDS_BETWEEN_ATTEMPTS[0]
         self._next_attempt = 0.0
 
     @property
     def full(self) -> bool:
-        """Tell whether so many dead letters wait for Kafka that no more messages should be read."""
+        """Return whether too many dead letters are unacknowledged to read more messages."""
         return len(self._outstanding) >= MAX_OUTSTANDING or self._bytes >= MAX_OUTSTANDING_BYTES
 
     @property
     def in_flight(self) -> bool:
-        """Tell whether Kafka has yet to answer for a dead letter."""
+        """Return whether Kafka has yet to answer for any dead letter."""
         return len(self._outstanding) > len(self._refused)
 
     def publish(self, message: Message, reason: Exception, acknowledged: Callable[[], None]) -> None:
@@ -71,7 +71,7 @@ class DeadLetters:
         self._send(letter)
 
     def poll(self, seconds: float = 0) -> None:
-        """Take what Kafka acknowledged since, or within that long; send again what it refused."""
+        """Handle Kafka's answers, waiting up to `seconds` for one; resend what it refused once the backoff is over."""
         self._producer.poll(seconds)
         if self._watch.made_again():
             self._renew()
@@ -85,7 +85,7 @@ class DeadLetters:
                     self._send(letter)
 
     def forget(self) -> None:
-        """Drop what is not acknowledged: Kafka delivers those messages again, to whoever has their partitions then."""
+        """Drop unacknowledged letters: Kafka redelivers their messages to whoever has the partitions by then."""
         self._outstanding.clear()
         self._refused.clear()
         self._bytes = 0
@@ -102,8 +102,8 @@ class DeadLetters:
                 self._outage.end()
 
     def _renew(self) -> None:
-        """Go on with a new client: the old one would offer the letters to the old topic's leaders (see producer.py)."""
-        self._producer.purge()  # refuses what is left
+        """Switch to a new client: the old one would keep sending to the old topic's leaders (see producer.py)."""
+        self._producer.purge()  # whatever is left counts as refused
         self._producer.flush(SECONDS_TO_PURGE)
         self._producer = client(Producer, self._config)
         self._watch.id = ""
@@ -131,7 +131,7 @@ class DeadLetters:
             return
         self._outstanding.discard(letter)
         self._bytes -= len(letter.message)
-        if not self._outstanding:  # one taken says nothing of those refused, which may be too large
+        if not self._outstanding:  # one success says nothing about refused ones, which may be too large
             self._outage.end()
             self._delay = SECONDS_BETWEEN_ATTEMPTS[0]
         letter.acknowledged()

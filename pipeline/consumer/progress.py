@@ -1,4 +1,4 @@
-"""What a person sees of the consumer: each trade while there are few, one line a second when there are many."""
+"""What the consumer prints: each trade while there are few, one line a second when there are many."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts what became of the messages, and says so."""
+    """Counts what became of the messages, and prints it."""
 
     def __init__(self, metrics: ConsumerMetrics) -> None:
         self.metrics = metrics
@@ -25,7 +25,7 @@ class Progress:
         self.shown_this_second = 0
 
     def stored(self, messages: list[Message], stored: Stored) -> None:
-        """Count a batch that is safe."""
+        """Count a stored batch, and print its trades while there are few."""
         self.total.inserted += stored.inserted
         self.total.repeated += stored.repeated
         self.metrics.batch(stored.inserted, stored.repeated)
@@ -35,7 +35,7 @@ class Progress:
         self.shown_this_second += len(messages)
 
     def dead_letter(self, message: Message, reason: Exception) -> None:
-        """Count a message that goes to the dead-letter topic, and say why."""
+        """Count a message that goes to the dead-letter topic, and log why."""
         self.dead_letters += 1
         self.metrics.dead_letter(reason)
         if self.shown_this_second < READABLE_RATE:
@@ -44,7 +44,7 @@ class Progress:
         self.shown_this_second += 1
 
     def show_rate(self, consumer: Consumer) -> None:
-        """Print a line for the second that has passed, if its trades were too many to be printed one by one."""
+        """Print one line for the past second, if it had too many trades to print them one by one."""
         now = time.monotonic()
         if now - self.second_began < 1:
             return
@@ -54,7 +54,7 @@ class Progress:
         self.second_began, self.stored_this_second, self.shown_this_second = now, 0, 0
 
     def summary(self) -> str:
-        """Count what was done since the start."""
+        """Return the totals since the start, in words."""
         return (
             f"{self.total.inserted:,} trades stored, {self.total.repeated:,} repeated, "
             f"{self.dead_letters:,} dead letters"
@@ -62,7 +62,7 @@ class Progress:
 
 
 def lag(consumer: Consumer) -> int:
-    """Count the messages that wait in the assigned partitions, as of the last fetch."""
+    """Return the number of messages that wait in the assigned partitions, as of the last fetch."""
     behind = 0
     for position in consumer.position(consumer.assignment()):
         _, newest = consumer.get_watermark_offsets(position, cached=True)

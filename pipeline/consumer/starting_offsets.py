@@ -1,16 +1,16 @@
-"""Where a consumer group starts to read: at its own committed offsets or, the first time, where it was told to.
+"""Where a consumer group starts reading: at its committed offsets or, the first time, where the user chose.
 
-librdkafka's own `auto.offset.reset=latest` decides anew at every start until something is committed: a consumer killed
-before its first batch would skip what was traded in between, and a partition added later would lose its first trades.
-So a new group's starting offsets are committed before anything is read: of all partitions in one commit, by the member
-that has partition 0, so that there is one such commit. From then on, a partition without an offset was added or made
-again, and is read from its oldest trade.
+Until something is committed, librdkafka's own `auto.offset.reset=latest` decides again at every start: a consumer
+killed before its first batch would skip the trades made in between, and a partition added later would lose its first
+trades. So a new group's starting offsets are committed before anything is read: for all partitions in one commit, by
+the member that has partition 0, so that only one member does it. From then on, a partition without an offset is one
+that was added or recreated, and is read from its oldest trade.
 
-Kafka forgets a topic's offsets when the topic is deleted. Therefore each commit names the topic's id, and an offset of
-another topic's is none; and a trace outlives the topic: an offset in the dead-letter topic, which nobody reads from
-there (its lag counts the dead letters; it takes the right to READ that topic). What Kafka cannot know is that a group
-existed of which it has deleted everything: one without members for longer than the broker's
-`offsets.retention.minutes`, or while its topic and its dead-letter topic were both deleted. It starts as new.
+Kafka deletes the offsets of a topic along with the topic. So each commit carries the topic's id, and an offset with
+another id is ignored. The group also leaves a trace that outlives the topic: a committed offset in the dead-letter
+topic, which the group never reads (its lag counts the dead letters; committing it takes READ permission on that topic).
+Kafka cannot remember a group once all its offsets are deleted. Such a group starts as new: one that had no members for
+longer than the broker's `offsets.retention.minutes`, or none while its topic and dead-letter topic were both deleted.
 """
 
 import time
@@ -22,17 +22,16 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from pipeline.kafka import TopicWatch, client
 from pipeline.settings import Settings
 
-SECONDS_TO_ANSWER = 2.0  # for each of three requests; a stop waits for them
-SECONDS_BETWEEN_TRACES = (
-    5.0  # it would expire, as nobody subscribes to the dead-letter topic, which may be deleted, too
-)
+SECONDS_TO_ANSWER = 2.0  # for each of three requests; a stop may wait for all of them
+# The trace is renewed because it expires (nobody subscribes to the dead-letter topic) or goes with a deleted topic.
+SECONDS_BETWEEN_TRACES = 5.0
 
 
 class StartingOffsets:
-    """Decides the starting offsets of one group, and notices when its topic was made again."""
+    """Decides the starting offsets of one group, and notices when its topic is recreated."""
 
     def __init__(self, consumer: Consumer, settings: Settings, from_beginning: bool, new_group: bool = True) -> None:
-        """`new_group` is False where the caller knows that the group existed."""
+        """`new_group` is False if the caller knows that the group exists already."""
         self._consumer = consumer
         self._admin = client(AdminClient, settings.kafka)
         self._topic = settings.topic
@@ -41,18 +40,18 @@ class StartingOffsets:
         self._latest = settings.auto_offset_reset == "latest" and not from_beginning and new_group
         self._rewind = from_beginning
         self._rewound: set[int] = set()
-        self._started = False  # the group
+        self._started = False  # whether the group has committed its starting offsets
         self._next_trace = 0.0
 
     def of(self, assigned: list[TopicPartition]) -> list[TopicPartition] | None:
-        """Return the partitions with the offsets to start at; None until all of those are committed: ask again then.
+        """Return the partitions with their starting offsets, or None until all are committed: then call it again.
 
-        Raises `KafkaException`. Not for a callback: there, further requests of the same consumer abort the process
-        ("CallState_get: Assertion `cs != NULL' failed"; confluent-kafka 2.16.1).
+        Raises `KafkaException`. Never call it from a callback: further requests by the same consumer would abort the
+        process ("CallState_get: Assertion `cs != NULL' failed"; confluent-kafka 2.16.1).
         """
         topic = self._watch.describe()
         if str(topic.topic_id) != self._watch.id:
-            return None  # for good, as `made_again` tells
+            return None  # from now on; `made_again` reports why
         mine = {partition.partition for partition in assigned}
         known = self._committed({partition.id for partition in topic.partitions} | mine)
         if known is None:
@@ -69,17 +68,17 @@ class StartingOffsets:
         return [TopicPartition(self._topic, n, starts[n]) for n in mine]
 
     def labelled(self, positions: Iterable[TopicPartition]) -> list[TopicPartition]:
-        """Return the positions as they are to be committed: those that are known, with the topic's id."""
+        """Return the known positions, labelled with the topic's id, ready to commit."""
         return [TopicPartition(p.topic, p.partition, p.offset, self._label) for p in positions if p.offset >= 0]
 
     def keep_trace(self) -> None:
-        """Commit the trace again when it is time. Returns at once."""
+        """Commit the trace again when it is due. Returns at once."""
         if self._started and time.monotonic() >= self._next_trace:
             self._next_trace = time.monotonic() + SECONDS_BETWEEN_TRACES
             self._consumer.commit(offsets=[self._trace], asynchronous=True)
 
     def made_again(self) -> bool:
-        """Tell whether the topic is another one than was first seen. Returns at once."""
+        """Return whether the topic was recreated since it was first seen. Returns at once."""
         return self._watch.made_again()
 
     @property
@@ -88,7 +87,7 @@ class StartingOffsets:
         return f"topic={self._watch.id}"
 
     def _committed(self, numbers: set[int]) -> dict[int, int] | None:
-        """Return the group's offsets of this topic by partition; None if the group has never started."""
+        """Return the group's committed offsets by partition, or None if the group has never started."""
         asked = [*(TopicPartition(self._topic, number) for number in numbers), self._trace]
         *offsets, trace = self._consumer.committed(asked, timeout=SECONDS_TO_ANSWER)
         for offset in offsets:

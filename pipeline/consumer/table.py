@@ -24,13 +24,13 @@ from pipeline.postgres import (
 )
 from pipeline.trade import COLUMNS
 
-SECONDS_TO_STORE = 3.0  # after which the server is asked whether it is still there
+SECONDS_TO_STORE = 3.0  # after this, we check whether the server still answers
 
 _COLUMNS = ", ".join(COLUMNS)
 _COPY = "COPY {} (" + _COLUMNS + ") FROM STDIN (FORMAT binary)"
-# A table that was altered may take the bytes for something else, or a trade twice: that divides by zero.
+# An altered table could misread the bytes or store a trade twice: in that case this divides by zero.
 _PREPARE_CHECK = f"PREPARE no_problem AS SELECT 1 / (NOT EXISTS ({TABLE_PROBLEMS}))::integer"
-# Whoever alters the table has finished, or waits. ONLY: a locked partition holds up its own rows, and no others.
+# Any ALTER TABLE has finished or waits for us. ONLY: a locked partition holds up its own rows and no others.
 _LOCK = "LOCK TABLE ONLY trades IN ROW EXCLUSIVE MODE"
 _COPY_CHECKED = f"{_LOCK}; EXECUTE no_problem; {_COPY.format('trades')}"
 _OTHER_KEYS = """
@@ -38,12 +38,12 @@ _OTHER_KEYS = """
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
       AND indkey[0] <> (SELECT attnum FROM pg_attribute WHERE attrelid = indrelid AND attname = 'trade_id')
 """
-_WRITE_AHEAD = "SELECT pg_logical_emit_message(true, 'trades', '')"  # so that the commit waits for a standby
+_WRITE_AHEAD = "SELECT pg_logical_emit_message(true, 'trades', '')"  # makes the commit wait for a standby
 
 
 @dataclass
 class Stored:
-    """What became of a batch: `inserted` new rows, `repeated` ones that were there already, refused ones by index."""
+    """What became of a batch: `inserted` new rows, `repeated` rows stored before, and the refused rows."""
 
     inserted: int = 0
     repeated: int = 0
@@ -53,7 +53,7 @@ class Stored:
 class TradesTable:
     """The table `trades` through one connection, opened when first needed and again after `disconnect`.
 
-    Not to be shared between threads.
+    Not thread-safe.
     """
 
     def __init__(self, database_url: str) -> None:
@@ -65,13 +65,13 @@ class TradesTable:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def store(self, rows: Sequence[bytes], content: bytes | None = None) -> Stored:
-        """Store a batch of `copy_rows` in one transaction, each exactly once, and commit it.
+        """Store a batch of `copy_rows` in one transaction, each row exactly once, and commit it.
 
-        `content` is what `copy_file` makes of the rows, if that was done before: PostgreSQL waits for it.
+        `content` is `copy_file(rows)`, if the caller has made it already: here, PostgreSQL would wait for it.
 
-        A batch goes straight into `trades`. One with a key that repeats (a redelivery), or with a row that is refused,
-        fails as a whole, and is then merged. Raises `psycopg2.Error` for faults that no row is to blame for; the same
-        batch can be stored again then.
+        A batch goes straight into `trades`. If it repeats a key (a redelivery) or contains a row that PostgreSQL
+        refuses, that fails as a whole and the batch is merged instead. Raises `psycopg2.Error` for a fault that no row
+        is to blame for; the same batch can then be stored again.
         """
         self._began = time.monotonic()
         try:
@@ -79,7 +79,7 @@ class TradesTable:
             stored = self._store(connection, rows, content or copy_file(rows))
             self._make_certain(connection)
             return stored
-        except errors.UndefinedTable:  # a trigger's perhaps
+        except errors.UndefinedTable:  # perhaps another table, used by a trigger
             if self._connection and table_problem(self._connection) == TABLE_MISSING:
                 raise TableError(TABLE_MISSING) from None
             raise
@@ -87,7 +87,7 @@ class TradesTable:
             self._began = None
 
     def disconnect(self) -> None:
-        """Drop the connection, in whatever state it is."""
+        """Close the connection, whatever its state."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -96,10 +96,10 @@ class TradesTable:
         self._connection = connection = connect(self._url)
         execute_file(connection, TEMPORARY_TABLE)
         with connection, connection.cursor() as cursor:
-            # Whatever the role has: `_make_certain` needs the warnings, and a large batch its time.
+            # Overrides the role's settings: `_make_certain` needs the warnings, and a large batch needs time.
             cursor.execute("SET client_min_messages TO warning; SET statement_timeout TO 0")
             cursor.execute(_PREPARE_CHECK)
-            # Naming the key makes another one refuse its row, where it would drop it silently; that takes the right.
+            # Naming the key makes any other unique key refuse a row instead of silently dropping it, but needs SELECT.
             cursor.execute("SELECT has_column_privilege('trades', 'trade_id', 'SELECT')")
             if cursor.fetchall() == [(True,)]:
                 self._on_conflict = "ON CONFLICT (trade_id) DO NOTHING"
@@ -109,7 +109,7 @@ class TradesTable:
                 for (name,) in cursor:
                     raise TableError(f"besides the unique key {name}, this role needs SELECT (trade_id) ON trades")
         connection.set_client_encoding("UTF8")
-        connection.autocommit = True  # a COPY alone is a transaction, and needs no BEGIN and COMMIT
+        connection.autocommit = True  # a COPY is its own transaction, without BEGIN and COMMIT
         return connection
 
     def _store(self, connection: Connection, rows: Sequence[bytes], content: bytes) -> Stored:
@@ -124,20 +124,20 @@ class TradesTable:
         stored = Stored()
         with connection, connection.cursor() as cursor:
             cursor.execute(_LOCK)
-            if problem := table_problem(connection):  # an altered table rounds or refuses rows without a fault
+            if problem := table_problem(connection):  # an altered table may round or refuse valid rows
                 raise TableError(problem)
-            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a deferred one would refuse the whole batch at its end
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a deferred one would refuse the whole batch on commit
             self._merge_halves(cursor, rows, 0, stored)
         self._expect_repeats = stored.repeated > 0  # redeliveries come in runs
         return stored
 
     def _make_certain(self, connection: Connection) -> None:
-        """Raise `psycopg2.OperationalError` unless the standby, if the commit had to wait for one, has it.
+        """Raise `psycopg2.OperationalError` if the commit was meant to wait for a standby but did not.
 
-        A wait that somebody cancels is a success with a warning, in the server's language; but notices can come from
-        a trigger, too. So one more commit waits: the log is replicated in order. Nothing else is said of that one.
+        If somebody cancels that wait, the commit succeeds with a warning, in the server's language; but triggers can
+        send notices, too. So a second commit waits (WAL is replicated in order): its only notice can be that warning.
         """
-        connection.poll()  # for the notices, which a COPY leaves behind
+        connection.poll()  # reads the notices, which a COPY leaves unread
         if connection.notices:
             del connection.notices[:]
             with connection.cursor() as cursor:
@@ -146,18 +146,18 @@ class TradesTable:
                 raise psycopg2.OperationalError("a commit no longer waited for the standby, so it may not be there")
 
     def _merge(self, cursor: Cursor, rows: Sequence[bytes]) -> Stored:
-        """Insert the rows whose key is new. In key order, so that two consumers cannot deadlock over the same keys."""
+        """Insert the rows with new keys, in key order, so that two consumers cannot deadlock over the same keys."""
         count = _copy(cursor, _COPY.format("incoming"), copy_file(rows))
         cursor.execute(
             f"INSERT INTO trades ({_COLUMNS}) SELECT {_COLUMNS} FROM incoming ORDER BY trade_id {self._on_conflict}"
         )
         inserted = cursor.rowcount
-        # A commit waits for a standby only if it wrote something, and the rows it repeats may not be there yet.
+        # A commit waits for a standby only if it wrote something, and the repeated rows may not have got there yet.
         cursor.execute(_WRITE_AHEAD)
         return Stored(inserted=inserted, repeated=count - inserted)
 
     def _merge_halves(self, cursor: Cursor, rows: Sequence[bytes], first: int, stored: Stored) -> None:
-        """Merge what PostgreSQL takes, halving around what it refuses: log2(n) rounds find one refused row of n."""
+        """Merge the rows that PostgreSQL accepts; bisection finds one refused row of n in log2(n) rounds."""
         cursor.execute("SAVEPOINT half")
         try:
             merged = self._merge(cursor, rows)
@@ -177,10 +177,10 @@ class TradesTable:
             self._merge_halves(cursor, rows[middle:], first + middle, stored)
 
     def _watch(self) -> None:
-        """Cut the connection to a server that has stopped answering, so that `store` fails and connects again.
+        """Cut the connection to a server that has stopped answering, so that `store` fails and can be retried.
 
-        A lock on the table or a slow disk may take long: then the server still answers. TCP's own time-outs do not
-        tell, because the kernel of a frozen server goes on acknowledging.
+        A lock on the table or a slow disk may take long, but then the server still answers. TCP's own timeouts do not
+        help, because the kernel of a frozen server keeps acknowledging.
         """
         while True:
             time.sleep(0.5)
@@ -194,21 +194,21 @@ class TradesTable:
 
 
 def copy_file(rows: Sequence[bytes]) -> bytes:
-    """Return rows as COPY reads them from a file in binary format."""
+    """Return the rows as a file in COPY's binary format."""
     return b"".join([b"PGCOPY\n\xff\r\n\0", bytes(8), *rows, b"\xff\xff"])
 
 
 def _copy(cursor: Cursor, statement: str, content: bytes) -> int:
-    """Copy all at once: between two pieces, psycopg2 would have to wait for the interpreter lock."""
+    """Copy everything in one piece: between pieces, psycopg2 would have to wait for the interpreter lock."""
     cursor.copy_expert(statement, BytesIO(content), size=len(content) + 1)
     return cursor.rowcount
 
 
 def _blames_a_row(error: psycopg2.Error) -> bool:
-    """Tell whether PostgreSQL refuses a row: its data (22…), a constraint (23…), or the code of a trigger (P0…).
+    """Return whether PostgreSQL refuses a row for its data (22…), a constraint (23…) or a trigger's code (P0…).
 
-    Not so where an identity column has run out of numbers or the row's partition is missing, which is a check
-    violation of the table without a constraint.
+    No row is to blame when an identity column has run out of numbers or the row's partition is missing; the latter is
+    a check violation that names the table but no constraint.
     """
     if (error.pgcode or "")[:2] not in ("22", "23", "P0") or isinstance(error, errors.SequenceGeneratorLimitExceeded):
         return False
