@@ -1,6 +1,6 @@
--- Three roles that may do one thing each, for a database that is not a laptop's. An administrator runs it, once or again:
+-- Three roles, each for one job, for a database that is not on a laptop. Run by an administrator; repeating it is safe:
 --     psql "$DATABASE_URL" -f sql/001_trades.sql -f sql/002_latest_trades.sql -f sql/roles/roles.sql
--- and gives each script a login of its own:
+-- Then give each script its own login:
 --     psql "$DATABASE_URL" -c "CREATE USER consumer PASSWORD '...' IN ROLE trades_writer"
 DO $$
 DECLARE
@@ -14,8 +14,8 @@ BEGIN
         EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', name);
         EXECUTE format('REVOKE ALL ON trades FROM %I', name);
     END LOOP;
-    -- consumer.py and pipeline.maintenance.retention compare the table with a temporary one (sql/temporary/), and the consumer
-    -- keeps redelivered trades there while it looks which are new.
+    -- consumer.py and pipeline.maintenance.retention compare the table with a temporary one (sql/temporary/), where the
+    -- consumer also holds redelivered trades while it finds out which are new.
     EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO trades_writer, trades_pruner', current_database());
 END $$;
 

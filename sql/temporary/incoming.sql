@@ -1,5 +1,5 @@
--- Where a batch that repeats stored trades waits to be merged into `trades`. One per connection, emptied by
--- every commit. Spelled out rather than LIKE trades, which would need the right to read `trades`.
+-- Holds a batch that repeats stored trades until it is merged into `trades`. One per connection, emptied by
+-- every commit. The columns are spelled out because LIKE trades would need the right to read `trades`.
 CREATE TEMPORARY TABLE IF NOT EXISTS incoming (
     trade_id  VARCHAR COLLATE "C",
     ticker    VARCHAR(10),
