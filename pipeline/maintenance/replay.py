@@ -1,15 +1,15 @@
-"""List the dead letters of KAFKA_TOPIC and, once their cause is mended, send them back to it.
+"""List the dead letters of KAFKA_TOPIC and, once their cause is fixed, send them back to it.
 
     python -m pipeline.maintenance.replay                          # their places, reasons and first bytes; then counts
-    python -m pipeline.maintenance.replay --reason "two decimals"  # those whose reason has this in it
+    python -m pipeline.maintenance.replay --reason "two decimals"  # only those with this text in their reason
     python -m pipeline.maintenance.replay --replay 0:17 2:4        # send these back: partition:offset, as listed
     python -m pipeline.maintenance.replay --replay --reason "two decimals"
     python -m pipeline.maintenance.replay --replay --all
 
-A replayed message has the key and the value that it came with; one that is still invalid becomes a dead letter again.
-It leaves a mark in the dead-letter topic, in the partition of its letter and thus as long-lived, and both are written
-in one transaction: whatever is killed when, the letter is either replayed and marked, or neither. A second replay that
-is started meanwhile ends the first and goes on from its marks. So nothing is replayed twice, however often it is run.
+A replayed message keeps its original key and value; one that is still invalid becomes a dead letter again. Its
+letter gets a mark in the same partition of the dead-letter topic, so that the mark lasts as long as the letter. Message
+and mark are written in one transaction: whatever is killed, and whenever, either both exist or neither does. A second
+replay started meanwhile ends the first and continues from its marks. So no letter is ever replayed twice.
 """
 
 from pipeline.stop import stop_requested, take_signals
@@ -35,13 +35,13 @@ from pipeline.settings import Settings
 from pipeline.user_error import UsageError, UserError
 
 MARK = "__replay.of"  # header of a mark: the place of the letter that was replayed
-TRANSACTION_SIZE = 100  # letters; what is traded meanwhile waits for the end of one
+TRANSACTION_SIZE = 100  # letters; consumers of new trades wait for a transaction to end
 FIRST_BYTES = 60
 SECONDS_FOR_BROKER = 10.0
 
 
 def unreplayed(settings: Settings) -> Iterator[Message]:
-    """Yield the letters that have no mark, partition by partition. Reads the topic twice, to hold none of it."""
+    """Yield the letters that have no mark. Reads the topic twice, so as not to hold it in memory."""
     places: set[str] = set()
     for message in read(settings):
         if reasons(message):
@@ -52,12 +52,12 @@ def unreplayed(settings: Settings) -> Iterator[Message]:
         if place(message) in places:
             places.discard(place(message))
             yield message
-        if not places:  # what became a dead letter meanwhile is for the next time
+        if not places:  # newer dead letters are left for the next run
             return
 
 
 def read(settings: Settings) -> Iterator[Message]:
-    """Yield what the dead-letter topic holds. Raises `UserError`, `KafkaException`."""
+    """Yield the messages in the dead-letter topic. Raises `UserError`, `KafkaException`."""
     topic = settings.dead_letter_topic
     own = {"enable.auto.commit": False, "enable.partition.eof": True, "group.id": settings.group_id}  # joins no group
     with closing(client(Consumer, settings.kafka | own)) as consumer:
@@ -77,10 +77,10 @@ def read(settings: Settings) -> Iterator[Message]:
 
 
 def transactional_producer(settings: Settings) -> Producer:
-    """Take over from a replay that runs or was killed: what it had not completed is as if it had never been."""
+    """Return a producer that fences off any earlier replay, running or killed, and aborts its open transaction."""
     own: dict[str, Any] = {
         "transactional.id": f"{settings.dead_letter_topic}.replay",
-        "transaction.timeout.ms": 10_000,  # consumers of the topic wait for one that was killed this long
+        "transaction.timeout.ms": 10_000,  # how long consumers of the topic wait for a killed replay
         "message.max.bytes": 1_000_000_000,  # the topic's own limit decides
         "queue.buffering.max.kbytes": 2_000_000_000,
     }
@@ -90,7 +90,7 @@ def transactional_producer(settings: Settings) -> Producer:
 
 
 def send(producer: Producer, settings: Settings, letters: list[Message]) -> None:
-    """Send letters back to their topic, each with its mark. Raises `UserError` if Kafka does not take one."""
+    """Send letters back to their topic, each with its mark. Raises `UserError` if Kafka refuses one."""
     refused: list[str] = []
     for letter in letters:
 
@@ -108,9 +108,9 @@ def send(producer: Producer, settings: Settings, letters: list[Message]) -> None
 
 
 def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
-    """Send the chosen letters back, some in a transaction."""
+    """Send the chosen letters back, in transactions of TRANSACTION_SIZE."""
     count = 0
-    producer = transactional_producer(settings)  # before the marks are read: from here on nobody else adds any
+    producer = transactional_producer(settings)  # before reading the marks: from here on nobody else adds any
     letters = filter(chosen, unreplayed(settings))
     try:
         while (some := list(islice(letters, TRANSACTION_SIZE))) and not stop_requested():
@@ -127,24 +127,24 @@ def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
 
 
 def place(message: Message) -> str:
-    """Return where in its topic a message is, as it is listed and given: partition:offset."""
+    """Return a message's place in its topic, in the form of the list and the options: partition:offset."""
     return f"{message.partition()}:{message.offset()}"
 
 
 def read_place(text: str) -> str:
-    """Read a place as `place` writes it."""
+    """Return a place from the command line, if it has the form that `place` writes."""
     if not re.fullmatch(r"\d+:\d+", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text}: give a place as it is listed, partition:offset, such as 0:17")
     return text
 
 
 def reason(letter: Message) -> str:
-    """Return why a letter is none, as one line; whatever it came with, it cannot meddle with the terminal."""
+    """Return why a message is a dead letter, in one line that is safe to print, whatever its headers contain."""
     return printable(reasons(letter).get("exception.message", "no reason is given").strip().partition("\n")[0])
 
 
 def show(letters: Iterator[Message]) -> None:
-    """Print each letter (its place, origin, reason, first bytes), then how many there are for each reason."""
+    """Print each letter (place, origin, reason, first bytes), then the number of letters for each reason."""
     counts: Counter[str] = Counter()
     for letter in letters:
         told, value = reasons(letter), letter.value()
@@ -158,7 +158,7 @@ def show(letters: Iterator[Message]) -> None:
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the command line's options; a wrong one is one line, exit code 2."""
+    """Return the command-line parser; a wrong option ends it with one line and exit code 2."""
     known = parser(__doc__)
     known.add_argument("places", nargs="*", type=read_place, metavar="P:O", help="only those at partition:offset")
     known.add_argument("--reason", metavar="TEXT", default="", help="only those whose reason contains the text")

@@ -1,12 +1,12 @@
-"""Delete the trades that are older than TRADES_RETENTION, a few at a time, oldest first.
+"""Delete trades older than TRADES_RETENTION, a few at a time, oldest first.
 
-    TRADES_RETENTION=30d python -m pipeline.maintenance.retention          # forever, a pass a minute
+    TRADES_RETENTION=30d python -m pipeline.maintenance.retention          # one pass a minute, until stopped
     TRADES_RETENTION=30d python -m pipeline.maintenance.retention --once   # one pass, for cron
 
-Each statement deletes at most a thousand trades, found at the old end of the index on timestamp, and then rests as long
-as it took, so inserts and the page are not held up. It starts where the last one ended, because deleted rows stay in
-the index until PostgreSQL's autovacuum comes by. Autovacuum also makes their space reusable: the table's files stop
-growing, but they do not shrink.
+Each statement deletes at most a thousand trades, found at the old end of the index on timestamp, and is followed by a
+pause as long as it took, so inserts and the page are not held up. The next one starts where it ended, because deleted
+rows stay in the index until PostgreSQL's autovacuum removes them. Autovacuum also makes their space reusable: the
+table's files stop growing, but they do not shrink.
 """
 
 from pipeline.stop import stop_requested, take_signals, wait_for_stop
@@ -34,10 +34,10 @@ BATCH_SIZE = 1000  # trades
 SECONDS_BETWEEN_PASSES = 60.0
 SECONDS_BETWEEN_ATTEMPTS = 1.0
 
-# A crash may undo the last of them: the next pass deletes those trades again.
+# A crash of PostgreSQL may undo the latest deletions; the next pass repeats them.
 CONNECTION_SETTINGS = "SET synchronous_commit = off; SET statement_timeout = '5s'"
 
-# By key and not by ctid, which is unique within one partition only.
+# By key rather than ctid, which is unique only within one partition.
 DELETE_OLDEST = f"""
     WITH deleted AS (
         DELETE FROM trades WHERE trade_id = ANY (ARRAY(
@@ -50,9 +50,9 @@ DELETE_OLDEST = f"""
 
 
 def prune(connection: Connection, retention: timedelta) -> Iterator[int]:
-    """Delete what is older than the retention; yield how many, transaction by transaction. Raises `psycopg2.Error`.
+    """Delete trades older than the retention; yield the count of each transaction. Raises `psycopg2.Error`.
 
-    Leaves the database at least half of the time to others.
+    Leaves the database to others for at least half of the time.
     """
     start: object = "-infinity"
     while not stop_requested():
@@ -67,7 +67,7 @@ def prune(connection: Connection, retention: timedelta) -> Iterator[int]:
 
 
 def prune_once(database_url: str, retention: timedelta) -> int:
-    """Make one pass through a connection of its own; return how many trades went. Raises `psycopg2.Error`."""
+    """Make one pass over a new connection; return the number of trades deleted. Raises `psycopg2.Error`."""
     with closing(connect(database_url)) as connection, watched(database_url, connection):
         with connection, connection.cursor() as cursor:
             cursor.execute(CONNECTION_SETTINGS)
@@ -75,7 +75,7 @@ def prune_once(database_url: str, retention: timedelta) -> int:
 
 
 def main(options: argparse.Namespace, settings: Settings) -> None:
-    """Make one pass, or a pass a minute until the user asks to stop, whatever happens to the database."""
+    """Make one pass, or one a minute until the user asks to stop, even through database outages."""
     if settings.retention is None:
         raise UsageError("TRADES_RETENTION is not set, so trades are kept forever: set it, such as to 30d")
     prepare_table(settings.database_url)
@@ -101,7 +101,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the command line's options."""
+    """Return the command-line parser."""
     known = parser(__doc__)
     known.add_argument("--once", action="store_true", help="end after one pass")
     return known
