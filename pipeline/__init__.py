@@ -1,1 +1,1 @@
-"""The hall: what the scripts share. Each script has a room of its own in here, named after it."""
+"""The hall: modules that the scripts share. Each script also has its own package here, a room named after it."""

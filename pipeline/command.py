@@ -3,7 +3,7 @@
     if __name__ == "__main__":
         sys.exit(run(parser, main))
 
-What a user can mend is a `UserError`: one line on stderr, and an exit code.
+A problem that the user can fix is a `UserError`: one line on stderr, and an exit code.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def parser(documentation: str | None) -> argparse.ArgumentParser:
 
 
 def run(parser: argparse.ArgumentParser, main: Main, words: Sequence[str] | None = None) -> int:
-    """Run a command: options (of sys.argv, or those words), settings, then `main`. Returns the exit code."""
+    """Run a command: parse `words` (or sys.argv), read the settings, call `main`. Returns the exit code."""
     take_signals()
     options = parser.parse_args(words)
     try:
@@ -43,22 +43,22 @@ def run(parser: argparse.ArgumentParser, main: Main, words: Sequence[str] | None
     except UserError as error:
         print(f"{name()}: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # as in `python consumer.py | head`: whoever read the lines has seen enough
+    except BrokenPipeError:  # as in `python consumer.py | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def name() -> str:
-    """Return what the user typed to run this command: consumer.py, or pipeline.maintenance.replay."""
+    """Return the command's name as the user typed it: consumer.py, or pipeline.maintenance.replay."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec else Path(sys.argv[0]).name
 
 
 def first_line(error: BaseException) -> str:
-    """Return the line of an error that says what is wrong: of PostgreSQL's, never a statement or its parameters."""
+    """Return the line of an error that says what is wrong; for PostgreSQL, never the statement or its parameters."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """Return text that cannot meddle with the terminal, wherever it came from."""
+    """Return the text without characters that could tamper with the terminal, wherever it came from."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

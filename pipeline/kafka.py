@@ -1,4 +1,4 @@
-"""Kafka beside the messages: wait for the brokers, create topics that are missing, notice one that is made again."""
+"""Kafka apart from messages: wait for the brokers, create missing topics, notice a topic that was recreated."""
 
 import logging
 import sys
@@ -25,10 +25,10 @@ from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
 SECONDS_TO_ANSWER = 5.0
-SECONDS_TO_DESCRIBE = 2.0  # a stop waits for it
+SECONDS_TO_DESCRIBE = 2.0  # a stop may wait for this
 SECONDS_BETWEEN_LOOKS = 1.0  # at a topic's id
 
-# Waiting does not mend these: the user has to.
+# Waiting does not fix these; the user has to.
 _REFUSALS = {
     KafkaError._AUTHENTICATION,
     KafkaError._SSL,
@@ -43,21 +43,21 @@ _INTERRUPTIONS = {KafkaError._TRANSPORT, KafkaError._TIMED_OUT}
 _CONFIG_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
 
 CLIENT_DEFAULTS = {
-    "log_level": 0,  # what matters of librdkafka's log comes through error_cb
-    # A broker that is frozen or cut off is given up after these milliseconds, instead of a minute, for its successor.
+    "log_level": 0,  # whatever matters in librdkafka's log comes through error_cb
+    # Give up on a frozen or unreachable broker after this long, instead of a minute, and turn to its successor.
     "socket.timeout.ms": 3000,
     "socket.connection.setup.timeout.ms": 5000,
-    "topic.metadata.refresh.interval.ms": 2000,  # until a new controller or added partitions are noticed
-    "reconnect.backoff.max.ms": 1000,  # a broker that returns is noticed after this
+    "topic.metadata.refresh.interval.ms": 2000,  # a new controller or added partitions are noticed within this
+    "reconnect.backoff.max.ms": 1000,  # a returning broker is noticed within this
 }
-# With sparse connections librdkafka connects whenever a request wants a broker, without any backoff: one that waits for
-# a dead controller takes two cores, when the living brokers need them most (rd_kafka_broker_schedule_connection).
+# With sparse connections librdkafka connects whenever a request needs a broker, without any backoff: waiting for a dead
+# controller then burns two cores, just when the live brokers need them most (rd_kafka_broker_schedule_connection).
 ADMIN_DEFAULTS = {"enable.sparse.connections": False}
 PRODUCER_DEFAULTS = {
-    "message.timeout.ms": 0,  # a message is never given up
-    "topic.metadata.propagation.max.ms": 5000,  # for which a new topic may be unknown to a broker
+    "message.timeout.ms": 0,  # never give up on a message
+    "topic.metadata.propagation.max.ms": 5000,  # how long a new topic may be unknown to a broker
 }
-PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # messages, by ourselves
+PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # messages that we purged ourselves
 
 Client = TypeVar("Client")
 
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 
 
 def client(kind: Callable[[dict[str, Any]], Client], config: dict[str, Any]) -> Client:
-    """Return a Producer, Consumer or AdminClient, connecting in the background. Raises `UsageError`."""
+    """Return a Producer, Consumer or AdminClient that connects in the background. Raises `UsageError`."""
     try:
         return kind(CLIENT_DEFAULTS | (ADMIN_DEFAULTS if kind is AdminClient else {}) | config)
     except (KafkaException, ValueError, TypeError) as exception:
@@ -73,9 +73,9 @@ def client(kind: Callable[[dict[str, Any]], Client], config: dict[str, Any]) -> 
 
 
 def wait_for_brokers(settings: Settings, patience: float | None) -> None:
-    """Return as soon as a broker answers, or the user asks to stop; say so once if it has to be waited for.
+    """Wait until a broker answers or the user asks to stop; print one line if that takes time.
 
-    `patience` is in seconds; None waits until one answers. Raises `UserError`.
+    `patience` is in seconds; None waits forever. Raises `UserError`.
     """
     _persist(settings, patience, lambda admin: None)
 
@@ -83,8 +83,8 @@ def wait_for_brokers(settings: Settings, patience: float | None) -> None:
 def ensure_topic(settings: Settings, name: str, patience: float | None, **config: str) -> None:
     """Create the topic with `settings.topic_partitions` partitions unless it exists.
 
-    Waits as `wait_for_brokers` does. The replication factor is the cluster's default. One that exists is brought to
-    `config` where its limits are lower; if Kafka refuses that, one line says so. Raises `UserError`.
+    Waits as `wait_for_brokers` does. The replication factor is the cluster's default. If the topic exists, limits lower
+    than those in `config` are raised; if Kafka refuses that, one line says so. Raises `UserError`.
     """
 
     def ensure(admin: AdminClient) -> None:
@@ -104,11 +104,11 @@ def ensure_topic(settings: Settings, name: str, patience: float | None, **config
 
 
 class TopicWatch:
-    """Notices that a topic was deleted and made again: then it has another id."""
+    """Notices by its id that a topic was deleted and recreated."""
 
     def __init__(self, admin: AdminClient, name: str) -> None:
-        self.id = ""  # of the topic as it was first seen
-        self.missing = False  # when it was last looked at
+        self.id = ""  # of the topic when it was first seen
+        self.missing = False  # whether the last look found no topic
         self._admin = admin
         self._name = name
         self._look: Future[TopicDescription] | None = None
@@ -119,9 +119,9 @@ class TopicWatch:
         return self._seen(self._ask())
 
     def made_again(self) -> bool:
-        """Tell whether the topic is another one than was first seen. Returns at once, and looks once a second.
+        """Return whether the topic was recreated since it was first seen. Returns at once; looks once a second.
 
-        Sets `missing`, too.
+        Also updates `missing`.
         """
         if self._look is None:
             if time.monotonic() >= self._next_look:
@@ -151,13 +151,13 @@ class TopicWatch:
 
 
 def reason_of(exception: Exception) -> str:
-    """Return in words what a Kafka client failed of."""
+    """Return in words why a Kafka client failed."""
     reason = exception.args[0] if exception.args else exception
     return reason.str() if isinstance(reason, KafkaError) else str(reason)
 
 
 def _persist(settings: Settings, patience: float | None, action: Callable[[AdminClient], None]) -> None:
-    """Do something with an answering cluster; whatever passes by itself is waited for, within the patience."""
+    """Run the action once the cluster answers; retry faults that may pass by themselves, while patience lasts."""
     reasons: deque[KafkaError] = deque(maxlen=100)
     admin = client(AdminClient, settings.kafka | {"error_cb": reasons.append})
     began, announced = time.monotonic(), False
@@ -191,7 +191,7 @@ def _create(admin: AdminClient, topic: NewTopic) -> None:
 
 
 def _raise_limits(admin: AdminClient, name: str, config: Mapping[str, str]) -> None:
-    """Give an existing topic the limits it needs; -1 is none at all."""
+    """Raise the limits of an existing topic to those in `config`; -1 means no limit."""
     if not config:
         return
     resource = ConfigResource(ResourceType.TOPIC, name)
@@ -225,7 +225,7 @@ def _warn_of_single_copies(admin: AdminClient, name: str) -> None:
 
 
 def _why(reasons: Iterable[KafkaError]) -> str:
-    """Return why the brokers could not be reached, the newest reason; _ALL_BROKERS_DOWN tells nothing."""
+    """Return the latest reason why no broker could be reached; _ALL_BROKERS_DOWN explains nothing."""
     told = [reason.str() for reason in reasons if reason.code() != KafkaError._ALL_BROKERS_DOWN]
     return f" ({told[-1]})" if told else ""
 

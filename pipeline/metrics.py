@@ -1,6 +1,6 @@
-"""What Prometheus can ask a script for: with `--metrics-port 9101`, at http://127.0.0.1:9101/metrics.
+"""Metrics for Prometheus: with `--metrics-port 9101`, at http://127.0.0.1:9101/metrics.
 
-Counted once per batch or per second, in the places where the scripts count for people, too. Bytes and lag are
+They are updated once per batch or per second, where the scripts count for their printed lines, too. Bytes and lag are
 librdkafka's own statistics, which arrive every second: https://github.com/confluentinc/librdkafka/blob/master/STATISTICS.md
 """
 
@@ -22,10 +22,10 @@ Address = tuple[str, int]
 
 
 class Metrics:
-    """What both scripts have: the process's own figures, and the bytes that went to or came from Kafka."""
+    """Metrics of both scripts: the process's own figures, and the bytes sent to or received from Kafka."""
 
     def __init__(self, direction: str) -> None:
-        """`direction` is sent or received."""
+        """`direction` is "sent" or "received"."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._bytes = Counter(f"trades_{direction}_bytes", f"Message bytes {direction}.", registry=self.registry)
@@ -33,7 +33,7 @@ class Metrics:
         self._bytes_key = "txmsg_bytes" if direction == "sent" else "rxmsg_bytes"
 
     def serve(self, address: Address | None) -> None:
-        """Answer requests there from now on, in a thread that ends with the process. Raises `UserError`."""
+        """Serve the metrics at `address`, in a thread that ends with the process. Raises `UserError`."""
         if address is None:
             return
         host, port = address
@@ -50,12 +50,12 @@ class Metrics:
 
     def _take(self, statistics: dict[str, Any]) -> None:
         total = statistics[self._bytes_key]
-        self._bytes.inc(max(0, total - self._bytes_before))  # the total loses the bytes of a topic that is deleted
+        self._bytes.inc(max(0, total - self._bytes_before))  # the total drops when a topic is deleted
         self._bytes_before = total
 
 
 class ProducerMetrics(Metrics):
-    """What becomes of the trades that are made."""
+    """What becomes of the producer's trades."""
 
     def __init__(self, in_flight: Callable[[], int]) -> None:
         super().__init__("sent")
@@ -67,7 +67,7 @@ class ProducerMetrics(Metrics):
 
 
 class ConsumerMetrics(Metrics):
-    """What becomes of the messages that are read."""
+    """What becomes of the messages that the consumer reads."""
 
     def __init__(self, database_up: Callable[[], bool]) -> None:
         super().__init__("received")
@@ -102,13 +102,13 @@ class ConsumerMetrics(Metrics):
         self._batches.inc()
 
     def dead_letter(self, reason: Exception) -> None:
-        """Count a dead letter. Its labels are no free text, so there are few of them whatever is sent."""
+        """Count a dead letter. Labels are never free text, so there are only a few, whatever is sent."""
         column = _COLUMN.search(str(reason))
         self._dead_letters.labels(type(reason).__name__, column[0] if column else "").inc()
 
     def _take(self, statistics: dict[str, Any]) -> None:
         super()._take(statistics)
-        self._lag.clear()  # of partitions that others have now
+        self._lag.clear()  # drops partitions that others have now
         for topic in statistics["topics"].values():
             for number, partition in topic["partitions"].items():
                 if partition["fetch_state"] == "active" and partition["consumer_lag"] >= 0:
@@ -116,7 +116,7 @@ class ConsumerMetrics(Metrics):
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--metrics-port`, whose value is an `Address` or None."""
+    """Add `--metrics-port`; its value is an `Address` or None."""
     text = "serve metrics for Prometheus on this port, of 127.0.0.1 unless a host is given"
     parser.add_argument("--metrics-port", type=_address, metavar="[HOST:]N", help=text)
 

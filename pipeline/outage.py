@@ -1,4 +1,4 @@
-"""Says in one line that something is away, then rarely, and in one line that it is back."""
+"""Logs one line when a service goes down, a reminder every minute, and one line when it is back."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class Outage:
-    """One service's troubles, reported by whoever meets them; safe to share between threads."""
+    """The outages of one service, reported by whoever notices them; other threads may read `ongoing`."""
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -18,11 +18,11 @@ class Outage:
 
     @property
     def ongoing(self) -> bool:
-        """Tell whether the service is away."""
+        """Return whether the service is down."""
         return self._began is not None
 
     def report(self, reason: str) -> None:
-        """Note that the service fails for this reason; said at once, then every minute."""
+        """Record that the service fails for this reason; log it at once, then every minute."""
         now = time.monotonic()
         if self._began is None:
             self._began = now
@@ -34,7 +34,7 @@ class Outage:
         self._last_said = now
 
     def end(self) -> None:
-        """Note that the service works."""
+        """Record that the service works; log it after an outage."""
         if self._began is not None:
             log.warning("✅ %s works again, after %.0f s.", self._service, time.monotonic() - self._began)
             self._began = None

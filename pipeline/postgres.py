@@ -1,4 +1,4 @@
-"""PostgreSQL before the first row: connect, create the table if it is missing, check that it is the right one."""
+"""PostgreSQL before the first row: connect, create the table if it is missing, check that it matches `sql/`."""
 
 import os
 import socket
@@ -19,42 +19,42 @@ from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
 SQL_FOLDER = Path(__file__).parent.parent / "sql"
-SECONDS_TO_ANSWER = 4  # whole ones, for libpq
+SECONDS_TO_ANSWER = 4  # an integer, for libpq
 TEMPORARY_TABLE = SQL_FOLDER / "temporary" / "incoming.sql"
 
-# Waiting does not mend these: the user has to. Connections are refused without a code, so there the text decides.
+# Waiting does not fix these; the user has to. A refused connection carries no error code, so its text decides.
 _REFUSALS = (errors.InsufficientPrivilege, errors.UndefinedObject, errors.SyntaxError)
 _REFUSED_CONNECTIONS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "password supplied")
 
 
 class TableError(psycopg2.Error):
-    """The table is not the one that `sql/` describes; the text is one line that names the difference."""
+    """The table differs from the one that `sql/` describes; the text is one line that names the difference."""
 
 
 def connect(database_url: str) -> Connection:
-    """Connect, with time-outs that notice a server that vanished. Raises `psycopg2.Error`."""
+    """Connect, with timeouts that detect a vanished server. Raises `psycopg2.Error`."""
     patience = {"connect_timeout": "5", "keepalives_idle": "10", "tcp_user_timeout": "20000"}
     return psycopg2.connect(make_dsn(**(patience | parse_dsn(database_url))))
 
 
 def answers(database_url: str, connection: Connection) -> bool:
-    """Tell whether the server at the connection's other end takes a new one, or at least refuses it in time."""
+    """Return whether the connection's server accepts a new connection in time, or at least refuses it in time."""
     here = make_dsn(database_url, host=connection.info.host, port=connection.info.port, target_session_attrs="any")
     began = time.monotonic()
     with suppress(psycopg2.Error):
         psycopg2.connect(here, connect_timeout=SECONDS_TO_ANSWER).close()
-    return time.monotonic() - began < SECONDS_TO_ANSWER - 1  # libpq may round its time-out down
+    return time.monotonic() - began < SECONDS_TO_ANSWER - 1  # libpq may round its timeout down
 
 
 def cut(connection: Connection) -> None:
-    """Let whatever waits for the connection's server, in another thread, fail at once."""
+    """Shut down the connection's socket, so that another thread that waits for the server fails at once."""
     with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as stream:
         stream.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def watched(database_url: str, connection: Connection) -> Iterator[None]:
-    """Cut the connection once its server no longer answers: a frozen one's kernel acknowledges for ever."""
+    """Cut the connection once its server stops answering. TCP would not notice: a frozen server's kernel still ACKs."""
     over = threading.Event()
 
     def watch() -> None:
@@ -72,8 +72,8 @@ def watched(database_url: str, connection: Connection) -> Iterator[None]:
 def prepare_table(database_url: str) -> None:
     """Wait for the database, and create the table if it is missing.
 
-    Raises `UsageError` if the URL is not one, `UserError` if the database refuses or the table is not the one that
-    `sql/` describes. Returns early when the user asks to stop.
+    Raises `UsageError` if the URL is invalid, `UserError` if the database refuses or the table differs from the one
+    that `sql/` describes. Returns early if the user asks to stop.
     """
     try:
         parse_dsn(database_url)
@@ -106,7 +106,7 @@ def _is_refusal(error: psycopg2.Error) -> bool:
 
 
 def apply_sql(connection: Connection) -> None:
-    """Run `sql/*.sql` in name order; each is idempotent. One script at a time: IF NOT EXISTS does not see another's."""
+    """Run the idempotent `sql/*.sql` in name order, one script at a time: IF NOT EXISTS misses a concurrent CREATE."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('sql/'))")
         for path in sorted(SQL_FOLDER.glob("*.sql")):
@@ -121,7 +121,7 @@ def execute_file(connection: Connection, path: Path) -> None:
 
 TABLE_MISSING = "the table trades is missing: restart the consumer, or run sql/*.sql"
 
-# How `trades` differs from what `sql/` describes (of which `incoming` has the columns), a line for each difference.
+# How `trades` differs from what `sql/` describes, one row per difference. `incoming` has the columns to compare with.
 TABLE_PROBLEMS = """
     SELECT format('the column trades.%s is %s, and has to be %s', wanted.attname,
         coalesce(format_type(found.atttypid, found.atttypmod), 'missing'),
@@ -147,7 +147,7 @@ TABLE_PROBLEMS = """
 
 
 def table_problem(connection: Connection) -> str | None:
-    """Compare `trades` with `sql/` (through `incoming`), by the catalogue, which every role may read."""
+    """Return how `trades` differs from `sql/` (through `incoming`), from the catalogue, which every role may read."""
     with connection.cursor() as cursor:  # in the caller's transaction
         cursor.execute("SELECT to_regclass('trades')")
         if cursor.fetchall() == [(None,)]:

@@ -1,4 +1,4 @@
-"""Why a message is a dead letter: in headers, named as Kafka Connect names them (KIP-298) for its users' tools."""
+"""Headers that say why a message is a dead letter, named as in Kafka Connect (KIP-298), so that its tools apply."""
 
 from confluent_kafka import Message
 
@@ -9,10 +9,10 @@ Headers = list[tuple[str, bytes | None]]
 
 
 def headers_of(message: Message) -> Headers:
-    """Return a message's headers; none where a header's name is not UTF-8, which confluent-kafka cannot return."""
+    """Return a message's headers, or none if a header's name is not UTF-8, which confluent-kafka cannot return."""
     try:
         return list(message.headers() or [])
-    except SystemError:  # raised in place of its UnicodeDecodeError
+    except SystemError:  # raised instead of UnicodeDecodeError
         return []
 
 
@@ -30,7 +30,7 @@ def reason_headers(message: Message, reason: Exception) -> Headers:
 
 
 def reasons(message: Message) -> dict[str, str]:
-    """Read the headers that `reason_headers` wrote, without their prefix."""
+    """Return the headers that `reason_headers` wrote, without their prefix."""
     return {
         name.removeprefix(REASON_PREFIX): (value or b"").decode(errors="replace")
         for name, value in headers_of(message)

@@ -1,4 +1,4 @@
-"""Settings from environment variables, the same for every script; without any, everything is on localhost."""
+"""Settings from environment variables, the same for every script; by default, everything is on localhost."""
 
 import os
 import re
@@ -10,10 +10,10 @@ from pipeline.user_error import UsageError
 
 DEFAULT_DATABASE_URL = "postgresql://kafka_user:kafka_password@localhost:5432/kafka_db"
 
-# KAFKA_… variables of our own; every other one is a librdkafka property.
+# Our own KAFKA_… variables; any other one is a librdkafka property.
 OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAFKA_AUTO_OFFSET_RESET"}
 
-# With any other value of these, trades could be lost: the README's promises would be void.
+# With any other value, trades could be lost or doubled, and the README's promises would be void.
 PROMISED = {
     "acks": ("all", "-1"),
     "delivery.timeout.ms": ("0",),
@@ -29,7 +29,7 @@ PROMISED = {
     "transactional.id": (),
 }
 
-# The pattern of a value that can be right, and what to give otherwise.
+# The pattern of a valid value, and what to give instead of an invalid one.
 RULES = {
     "KAFKA_TOPIC_PARTITIONS": ("0*[1-9][0-9]*", "a whole number from 1 on"),
     "KAFKA_AUTO_OFFSET_RESET": ("latest|earliest", "latest or earliest"),
@@ -41,7 +41,7 @@ UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the brokers and the database are, and what the topic and the group are called."""
+    """Where the brokers and the database are, and the names of the topic and the group."""
 
     topic: str
     topic_partitions: int
@@ -59,12 +59,12 @@ class Settings:
 
     @property
     def bootstrap_servers(self) -> str:
-        """The brokers' addresses, as a user would recognise them in a message."""
+        """The brokers' addresses, in the form in which the user knows them."""
         return self.kafka["bootstrap.servers"]
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings from environment variables. Raises `UsageError` for one that cannot be right."""
+    """Read the settings from environment variables. Raises `UsageError` for an invalid one."""
     for variable, (pattern, advice) in RULES.items():
         if (text := environment.get(variable)) and not re.fullmatch(pattern, text):
             raise UsageError(f"{variable}={text}: give {advice}")
@@ -82,7 +82,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def _librdkafka_properties(environment: Mapping[str, str]) -> dict[str, str]:
-    """KAFKA_SSL_CA_LOCATION=/ca.pem becomes {"ssl.ca.location": "/ca.pem"}, and so on."""
+    """Return librdkafka's properties: KAFKA_SSL_CA_LOCATION=/ca.pem becomes {"ssl.ca.location": "/ca.pem"}."""
     properties = {}
     for variable, value in environment.items():
         if variable.startswith("KAFKA_") and variable not in OWN_VARIABLES and value:

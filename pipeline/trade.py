@@ -1,6 +1,6 @@
-"""The trade on the wire: one JSON object per Kafka message, and the row that COPY stores it from.
+"""The trade on the wire: one JSON object per Kafka message, and the row that it becomes for COPY.
 
-The same trade in storage is `sql/001_trades.sql`; a test holds the two together.
+`sql/001_trades.sql` defines the same trade in storage; a test keeps the two in step.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ READABLE_RATE = 20  # trades/s up to which a person can read each one
 
 
 class Trade(msgspec.Struct, frozen=True, gc=False):
-    """One executed trade, as it travels."""
+    """One executed trade, as it travels through Kafka."""
 
     trade_id: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]  # a UUID (RFC 9562)
     ticker: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TICKER_LENGTH)]
     price: Annotated[float, msgspec.Meta(gt=0, le=MAX_PRICE)]  # at most two decimals
     volume: Annotated[int, msgspec.Meta(gt=0, le=MAX_VOLUME)]  # shares
     side: Literal["buy", "sell"]  # of the aggressor
-    timestamp: str  # ISO-8601; UTC where it names no offset
+    timestamp: str  # ISO-8601; UTC if it has no offset
 
 
 COLUMNS = Trade.__struct_fields__
@@ -34,11 +34,11 @@ _decode = msgspec.json.Decoder(Trade).decode
 
 
 class InvalidTrade(ValueError):
-    """A message that is not a trade; its text is the reason, fit for a dead letter's header."""
+    """An invalid message; the text is the reason, fit for a dead letter's header."""
 
 
 def decode(value: bytes | str | None) -> Trade:
-    """Decode one message's value. Raises `InvalidTrade` for anything that is not JSON of the event's shape."""
+    """Decode one message's value. Raises `InvalidTrade` for anything but JSON in the shape of `Trade`."""
     return decode_all([value])[0]
 
 
@@ -53,24 +53,24 @@ def decode_all(values: Sequence[bytes | str | None]) -> list[Trade]:
 
 
 def describe(trade: Trade) -> str:
-    """Return one trade as a person reads it."""
+    """Return one trade as a line for people to read."""
     return f"{trade.timestamp}  {trade.ticker:<5} {trade.side:<4} {trade.volume:>7,} @ {trade.price:,.2f}"
 
 
 def copy_rows(values: Sequence[bytes | None]) -> list[bytes]:
-    """Return `rows_of` the trades in the messages' values. Raises `InvalidTrade` as that does."""
+    """Decode the values of messages and return `rows_of` their trades. Raises `InvalidTrade` if any is invalid."""
     return rows_of(decode_all(values))
 
 
 def rows_of(trades: Sequence[Trade]) -> list[bytes]:
-    """Return each trade as a row of `COPY trades FROM STDIN (FORMAT binary)`, its texts in UTF-8.
+    """Return each trade as a row of `COPY trades FROM STDIN (FORMAT binary)`, with text in UTF-8.
 
-    A row is the number of its fields, then each field's length in bytes and its value, integers in network order:
-    https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format". PostgreSQL has less to read in it than in
-    text, which makes storing a row a sixth cheaper.
+    A row is the number of its fields, then each field's length in bytes and its value, integers in network byte order:
+    https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format". PostgreSQL has less to parse than in text
+    format, which makes storing a row a sixth cheaper.
 
-    What JSON types cannot express is checked here too, so that PostgreSQL never meets a value that it would refuse,
-    round or shift. Raises `InvalidTrade` if any of the trades is invalid; give them one by one to learn which.
+    Rules that JSON types cannot express are checked here, too, so that PostgreSQL never meets a value that it would
+    refuse, round or shift. Raises `InvalidTrade` if any of the trades is invalid; pass them one by one to learn which.
     """
     trade_ids = _uuids([trade.trade_id for trade in trades])
     timestamps = _microseconds([trade.timestamp for trade in trades])
@@ -91,7 +91,7 @@ def rows_of(trades: Sequence[Trade]) -> list[bytes]:
 
 
 def _uuids(texts: list[str]) -> list[str]:
-    """Return UUIDs in lower case: one key, however the sender spells it."""
+    """Return the UUIDs in lower case, so that a key is the same however the sender spells it."""
     if _are_uuids(texts):
         return texts
     if not _are_uuids(lowered := [text.lower() for text in texts]):
@@ -104,7 +104,7 @@ _TO_SHAPE = bytes.maketrans(b"123456789abcdef", b"0" * 15)
 
 
 def _are_uuids(texts: list[str]) -> bool:
-    """Tell whether all are lower-case UUIDs, at once: each is known to be 36 characters long."""
+    """Return whether all are lower-case UUIDs, in one comparison: each is known to be 36 characters long."""
     return "".join(texts).encode().translate(_TO_SHAPE) == b"00000000-0000-0000-0000-000000000000" * len(texts)
 
 
@@ -112,7 +112,7 @@ _EPOCH, _MICROSECOND = datetime(2000, 1, 1), timedelta(microseconds=1)  # Postgr
 
 
 def _microseconds(texts: list[str]) -> list[int]:
-    """Return ISO-8601 timestamps as PostgreSQL counts them; what is finer is cut off, and no offset means UTC."""
+    """Return ISO-8601 timestamps in microseconds since PostgreSQL's epoch, truncated; no offset means UTC."""
     try:
         moments = list(map(datetime.fromisoformat, texts))
         zones = {moment.tzinfo for moment in moments}
@@ -127,7 +127,7 @@ def _microseconds(texts: list[str]) -> list[int]:
 
 
 def in_utc(moment: datetime) -> datetime:
-    """Return the same moment in UTC, which is also what one without an offset is in."""
+    """Return the same moment in UTC; one without an offset is in UTC already."""
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -142,7 +142,7 @@ def _ticker(text: str) -> bytes:
 
 
 def _price(price: float) -> bytes:
-    """Return a NUMERIC: three digits to the base 10,000, the second of them the ones, and two decimals to show.
+    """Return a NUMERIC of three base-10,000 digits, the second of which is the ones, shown with two decimals.
 
     https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/utils/adt/numeric.c, numeric_recv
     """
@@ -156,7 +156,7 @@ Value = TypeVar("Value")
 
 
 class _Fields(dict[Value, bytes]):
-    """Remembers the field of each value: `functools.lru_cache` at half the cost of a hit; starts again when full."""
+    """Caches the field of each value; a hit costs half of one in `functools.lru_cache`. Starts afresh when full."""
 
     def __init__(self, make: Callable[[Value], bytes]) -> None:
         super().__init__()
@@ -171,5 +171,5 @@ class _Fields(dict[Value, bytes]):
 
 _TICKERS, _PRICES = _Fields(_ticker), _Fields(_price)
 _SIDES = {side: _field(side.encode()) for side in ("buy", "sell")}
-_VOLUME, _TIMESTAMP = Struct(">ii").pack, Struct(">iq").pack  # with their lengths
-_ROW = pack(">hi", 6, 36)  # fields; bytes of the first, a UUID as text
+_VOLUME, _TIMESTAMP = Struct(">ii").pack, Struct(">iq").pack  # each with its length
+_ROW = pack(">hi", 6, 36)  # number of fields; length of the first, a UUID as text

@@ -2,12 +2,12 @@
 
 
 class UserError(Exception):
-    """The user, not the code, has to mend something; the text is one line that says what."""
+    """A problem for the user to fix, not a bug; the text is one line that says what to fix."""
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """An option or an environment variable is not right; the text names it."""
+    """An invalid option or environment variable; the text names it."""
 
     exit_code = 2
