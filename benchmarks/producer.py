@@ -1,12 +1,12 @@
 """How fast and how evenly producer.py produces, against a bare loop of librdkafka's produce() in the same run.
 
-    python -m benchmarks.producer                       # with a broker of its own
+    python -m benchmarks.producer                       # starts its own broker
     python -m benchmarks.producer --bootstrap localhost:9092
 
-Full speed: producer.py's own loop, trades made on the way, and a loop over one constant trade with the same settings
-take turns. The clock runs from the first acknowledgement, with which the connection stands, to the last one.
-Pace: when each trade was made, over ten seconds, and the emptiest and the fullest 100 ms that begin with any of them.
-Upkeep: processor time and memory of the script as a process.
+Full speed: producer.py's own loop, which makes its trades as it goes, and a loop over one constant trade with the same
+settings take turns. The clock runs from the first acknowledgement, when the connection is up, to the last.
+Pace: when each trade was made, over ten seconds; the emptiest and the fullest 100 ms that start at any trade.
+Upkeep: CPU time and memory of the script's process.
 """
 
 import argparse
@@ -39,7 +39,7 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 @contextlib.contextmanager
 def new_topic(bootstrap_servers: str) -> Iterator[str]:
-    """Create a topic with one partition, which is deleted afterwards."""
+    """Create a topic with one partition; delete it afterwards."""
     admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
     name = f"benchmark-{uuid4().hex[:8]}"
     admin.create_topics([NewTopic(name, num_partitions=1)])[name].result()
@@ -74,7 +74,7 @@ def bare_loop(bootstrap_servers: str, trades: int) -> float:
 
 
 def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], object]) -> float:
-    """Run producer.py's loop, noting how many trades it asks for; return when the last one was acknowledged."""
+    """Run producer.py's loop, noting how many trades it asks for; return the time of the last acknowledgement."""
     tape = open_market(None, rate)
 
     def noted(count: int) -> Trades:
@@ -95,15 +95,15 @@ def full_speed(bootstrap_servers: str, trades: int) -> float:
     """Return the trades/s of `--rate max`."""
     asked: list[float] = []
     ended = run(bootstrap_servers, MAX, trades, lambda _: asked.append(time.monotonic()))
-    return trades / (ended - asked[1])  # more than the first is asked for when that is acknowledged
+    return trades / (ended - asked[1])  # the second request comes once the first trade is acknowledged
 
 
 def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
-    """Return the rate kept over ten seconds, and the emptiest and the fullest 100 ms, as shares of what is due."""
+    """Return the rate over ten seconds, and the emptiest and the fullest 100 ms, each as a share of the target."""
     moments: list[float] = []
     trades = rate * SECONDS_OF_PACE + 1
     run(bootstrap_servers, rate, trades, lambda count: moments.extend([time.monotonic()] * count))
-    moments = moments[1:]  # without the first, which waits for its acknowledgement
+    moments = moments[1:]  # the first trade waits for its acknowledgement
     last = bisect_left(moments, moments[-1] - 0.1)
     windows = [bisect_left(moments, start + 0.1) - index for index, start in enumerate(moments[:last])]
     kept = (len(moments) - 1) / (moments[-1] - moments[0]) / rate
@@ -111,13 +111,13 @@ def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
 
 
 def processor_time(pid: int) -> float:
-    """Return the seconds of processor time that a process has used (Linux)."""
+    """Return the seconds of CPU time that a process has used (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 def resident(pid: int) -> float:
-    """Return the MB that a process has in memory (Linux)."""
+    """Return the resident memory of a process, in MB (Linux)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -177,7 +177,7 @@ def main() -> int:
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="use this broker instead")
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # pipeline.command, imported above, took them
+        signal.signal(ending, signal.default_int_handler)  # so that SIGTERM stops the servers, too
     title = options.bootstrap or Kafka.title
     print(
         f"{title}, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"

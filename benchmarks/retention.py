@@ -1,12 +1,12 @@
-"""What retention costs those who write and read meanwhile, on a table of 20 million rows.
+"""What retention costs concurrent writes and reads, on a table of 20 million rows.
 
     python -m benchmarks.retention
     python -m benchmarks.retention --rows 2000000 --rounds 1 --seconds 3
 
-It starts a PostgreSQL of its own with local_stack.py's settings, autovacuum included, fills the table with trades of
-the last twenty days and then, round after round, stores 1,000 trades/s as consumer.py does and asks for the latest 200
-twenty times a second as the page does: first alone, then beside a retention of ten days. At the end once more, beside
-the vacuum that all this leads to, at autovacuum's pace.
+It starts its own PostgreSQL with local_stack.py's settings, autovacuum included, and fills the table with trades of the
+last twenty days. In each round it stores 1,000 trades/s as consumer.py does and queries the latest 200 twenty times a
+second as the page does: first alone, then alongside a retention of ten days. At the end it does so once more, alongside
+the vacuum that the deletions cause, at autovacuum's pace.
 """
 
 import argparse
@@ -42,12 +42,12 @@ ALONE, PRUNING, VACUUM = "alone", "beside pruning", "beside the vacuum after it"
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 Milliseconds = list[float]
-Times = tuple[Milliseconds, Milliseconds]  # of each batch stored, of each question asked
+Times = tuple[Milliseconds, Milliseconds]  # of each batch stored, of each query
 
 
 @contextmanager
 def repeating(every: float, work: Callable[[], object]) -> Iterator[Milliseconds]:
-    """Do the work every so many seconds in a thread, until the block ends; the list takes how long each took."""
+    """Repeat the work in a thread, pausing `every` seconds, until the block ends; yield the list of its durations."""
     taken: Milliseconds = []
     end = threading.Event()
 
@@ -67,7 +67,7 @@ def repeating(every: float, work: Callable[[], object]) -> Iterator[Milliseconds
 
 
 def load(database: Database, seconds: float) -> Times:
-    """Store and ask for so many seconds; return how long each took."""
+    """Store and query for `seconds`; return how long each batch and each query took."""
     table = TradesTable(database.url)
 
     def store() -> None:
@@ -90,7 +90,7 @@ def load(database: Database, seconds: float) -> Times:
 
 
 def load_beside_pruning(database: Database, seconds: float) -> tuple[Times, float]:
-    """Do the same beside the real process; return also the trades that it pruned per second."""
+    """Do the same while the real retention process runs; also return the trades that it pruned per second."""
     began = time.monotonic()
     variables = {"DATABASE_URL": database.url, "TRADES_RETENTION": "10d"}
     script = Script(["-m", "pipeline.maintenance.retention"], dict(os.environ) | variables)
@@ -103,7 +103,7 @@ def load_beside_pruning(database: Database, seconds: float) -> tuple[Times, floa
 
 
 def load_beside_vacuum(database: Database, seconds: float) -> Times:
-    """Do the same while the table is vacuumed, as autovacuum would; not to its end."""
+    """Do the same while the table is vacuumed as by autovacuum; the vacuum is cancelled at the end."""
     with closing(database.connect()) as connection:
         connection.autocommit = True
         connection.cursor().execute("SET vacuum_cost_delay = '2ms'")  # autovacuum's default
@@ -121,7 +121,7 @@ def load_beside_vacuum(database: Database, seconds: float) -> Times:
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Times], list[float]]:
-    """Run all rounds; return the times by what went on beside, and the trades pruned per second."""
+    """Run all rounds; return the times by what ran alongside, and the trades pruned per second in each round."""
     times: dict[str, Times] = {beside: ([], []) for beside in (ALONE, PRUNING, VACUUM)}
     rates = []
 
@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Times], list[float]]
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, print."""
+    """Measure, and print the table."""
     times, rates = measure(options)
     say(
         f"{options.rows:,} rows, {options.rounds} rounds; {median(rates):,.0f} trades/s pruned; {machine()}; "
@@ -164,7 +164,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def at(times: Milliseconds, share: float) -> float:
-    """Return the percentile of that share."""
+    """Return the percentile at `share`."""
     return sorted(times)[min(len(times) - 1, int(share * len(times)))]
 
 

@@ -1,4 +1,4 @@
-r"""How fast a full topic is drained into PostgreSQL: by consumer.py, by its peers, and by `psql \copy` as the limit.
+r"""How fast consumer.py and its peers drain a full topic into PostgreSQL, with `psql \copy` as the limit.
 
     python -m benchmarks.sink                                   # everything, half an hour
     python -m benchmarks.sink --systems copy,consumer           # only ours, and the limit
@@ -7,22 +7,22 @@ r"""How fast a full topic is drained into PostgreSQL: by consumer.py, by its pee
     python -m benchmarks.sink --systems consumer --trades 5000000 --rounds 1 --spelling ours --partitions 1
     python -m benchmarks.sink --systems copy,consumer --spelling ours --partitions 3 --consumers 3
 
-It starts a broker and a PostgreSQL of its own and fills a topic for each spelling of the messages
-(benchmarks/backlog.py) and number of partitions. Every system drains every topic that it can read, in turn, round after
-round, each time as a new group into a new database with the same table, primary key and index. All settings are
-those of local_stack.py, but for two of PostgreSQL's: autovacuum is off, so that it does not hit one system and spare
-the next, and the time of every commit is recorded. From those times comes what is printed:
+It starts its own broker and PostgreSQL and fills a topic for each spelling of the messages (benchmarks/backlog.py) and
+number of partitions. In each round, the systems take turns at draining every topic that they can read, each time as a
+new group into a new database with the same table, primary key and index. All settings are those of local_stack.py,
+except two of PostgreSQL's: autovacuum is off, so that it does not hit one system and spare the next, and the time of
+every commit is recorded. The printed figures come from those times:
 
-  rate         rows per second from the first commit to the last, the rows of the first left out: start-up, joining
-               the group and filling the first batch do not count. `psql \copy` is one commit, so it is timed
-               whole, from the start of the process. Several consumers start storing when all have joined.
-  from start   rows per second from the start of the process to the last commit, all included.
+  rate         rows per second from the first commit to the last, without the rows of the first: start-up, joining
+               the group and filling the first batch do not count. `psql \copy` is one commit, so it is timed as a
+               whole, from the start of the process. Several consumers start storing once all have joined.
+  from start   rows per second from the start of the process to the last commit, everything included.
 
-Several partitions bring the rows in another order than that of their keys. What that costs PostgreSQL is shown by
+Several partitions deliver the rows in an order other than that of their keys. What that costs PostgreSQL is shown by
 `psql \copy` of the rows in the order in which consumer.py stored them.
 
-Every system has to end with exactly the rows that were produced; each is at its fastest setting that leaves a
-redelivered row harmless (benchmarks/systems.py).
+Every system has to end with exactly the rows that were produced; each runs with its fastest settings under which a
+redelivered row is harmless (benchmarks/systems.py).
 """
 
 import argparse
@@ -46,9 +46,9 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Contestant:
-    """A system, the topic that it drains (psql reads the same rows from a file) and the rows that are there before.
+    """A system, the topic that it drains (psql reads the same rows from a file) and the rows already in the table.
 
-    psql with `partitions` loads the rows in the order in which consumer.py stored them from so many.
+    psql with `partitions` loads the rows in the order in which consumer.py stored them from that many partitions.
     """
 
     name: str
@@ -58,17 +58,17 @@ class Contestant:
 
     @property
     def topic(self) -> str:
-        """The topic with these messages; none for psql."""
+        """The topic with these messages; empty for psql."""
         return f"{self.spelling}-{self.partitions}" if self.spelling else ""
 
     @property
     def as_stored(self) -> bool:
-        """Tell whether psql loads the rows in the consumer's order."""
+        """Whether psql loads the rows in the consumer's order."""
         return not self.topic and self.partitions > 0
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """The name to print."""
         full = f", {self.rows_before / 1e6:g} M rows there" if self.rows_before else ""
         order = f", rows as stored from {self.partitions} partitions" if self.as_stored else ""
         return SYSTEMS[self.name].title + order + full
@@ -93,7 +93,7 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Do all rounds and print the table."""
+    """Run all rounds and print the table."""
     for name in options.systems:
         SYSTEMS[name].install()
     entrants = contestants(options)
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def print_results(options: argparse.Namespace, results: Results) -> None:
-    """Print medians, and the medians of each round's ratios."""
+    """Print the medians over the rounds, of the figures and of the ratios."""
     consumers = f", {options.consumers} consumers" if options.consumers > 1 else ""
     say(f"\n{options.trades:,} trades{consumers}, medians of {options.rounds} rounds; {machine()}\n")
     rows = []
@@ -169,14 +169,14 @@ def print_results(options: argparse.Namespace, results: Results) -> None:
 
 
 def compare(results: Results, entrant: Contestant, other: Contestant) -> None:
-    """Print how a system fares with others' messages, and with a full table."""
+    """Print the rate of one contestant as a ratio of another's, if both took part."""
     if entrant != other and other in results:
         share = ratio(results[entrant], results[other])
         say(f"{entrant.title} {entrant.topic}: {share} the rate of {other.title} {other.topic}".rstrip())
 
 
 def ratio(these: list[Drain] | None, those: list[Drain] | None, from_start: bool = False) -> str:
-    """Return the median of the rounds' ratios, as a text."""
+    """Return the median of the rounds' ratios, as text."""
     if not these or not those:
         return ""
     one, other = ([each.rate_from_start if from_start else each.rate for each in drains] for drains in (these, those))
@@ -199,7 +199,7 @@ def options_parser() -> argparse.ArgumentParser:
 
 
 def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
-    """Return what reads a list of known names from the command line."""
+    """Return a parser for an option that takes a comma-separated list of known names."""
 
     def names(text: str) -> list[str]:
         if unknown := set(text.split(",")) - set(known):

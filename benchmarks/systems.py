@@ -1,4 +1,4 @@
-"""What benchmarks/sink.py can drain a topic with: each a command line, and what has to be there for it."""
+"""The systems that benchmarks/sink.py can drain a topic with: each a command line, and what it needs installed."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ PEERS = Path(__file__).parent / "peers"
 
 @dataclass(frozen=True)
 class Task:
-    """One drain: from where, into what, and a folder for whatever a system writes meanwhile."""
+    """One drain: its source, its target, and a folder for any files that the system writes."""
 
     bootstrap_servers: str
     topic: str
@@ -37,10 +37,10 @@ class System:
 
     title: str
     command: Callable[[Task], list[str]]
-    reads: tuple[str, ...] = ()  # the spellings whose times it stores as they were meant
-    install: Callable[[], object] = lambda: None  # what can be fetched
-    preparation: str | None = None  # SQL for its fresh table
-    rows: int | None = None  # of a slow one, that many have to do
+    reads: tuple[str, ...] = ()  # the spellings whose timestamps it stores correctly
+    install: Callable[[], object] = lambda: None  # installs what it needs
+    preparation: str | None = None  # SQL to run on its fresh table
+    rows: int | None = None  # stop after this many rows, for a slow system
 
 
 def peers_python() -> Path:
@@ -68,12 +68,12 @@ def psql_copy(task: Task) -> list[str]:
 
 
 def consumer(task: Task) -> list[str]:
-    """Return our command."""
+    """Return our own command."""
     return [sys.executable, str(ROOT / "consumer.py"), "--from-beginning"]
 
 
 def insert_each(task: Task) -> list[str]:
-    """Return the command of the consumer that commits every message by itself."""
+    """Return the command of the consumer that commits each message on its own."""
     return [sys.executable, str(PEERS / "insert_each.py")]
 
 
@@ -93,7 +93,7 @@ def debezium(task: Task) -> list[str]:
 
 
 def debezium_unnest(task: Task) -> list[str]:
-    """Return the same with its newer option: upserts, as one statement over arrays a batch."""
+    """Return the same with its newer option: upserts, as one statement over arrays per batch."""
     return _connect(task, {"connection.url": _jdbc_url(task), "dialect.postgres.unnest.insert.enabled": "true"})
 
 
@@ -108,7 +108,7 @@ SYSTEMS = {
         pathway,
         tuple(_PATHWAY_FORMATS),
         install=peers_python,
-        preparation="ALTER TABLE trades ALTER price TYPE double precision",  # it writes no NUMERIC
+        preparation="ALTER TABLE trades ALTER price TYPE double precision",  # it cannot write NUMERIC
     ),
     "debezium-unnest": System(
         "Debezium JDBC 3.5.0, upsert by UNNEST", debezium_unnest, tuple(SPELLINGS), install=connect_jars
@@ -155,12 +155,12 @@ def _connect(task: Task, options: dict[str, str]) -> list[str]:
             "primary.key.fields": "trade_id",
             "collection.name.format": "trades",
             "schema.evolution": "none",
-            "batch.size": "10000",  # of 500 (its default), 1000, 5000 and 10000 (its maximum) the fastest
+            "batch.size": "10000",  # the fastest of 500 (the default), 1000, 5000 and 10000 (the maximum)
             **options,
         },
     )
     return [
-        *(str(JAVA), "-Xms256m", "-Xmx2g"),  # as connect-standalone.sh
+        *(str(JAVA), "-Xms256m", "-Xmx2g"),  # as in connect-standalone.sh
         *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", ":".join(map(str, connect_jars()))),
         *("org.apache.kafka.connect.cli.ConnectStandalone", str(worker), str(connector)),
     ]

@@ -1,1 +1,1 @@
-"""The sinks that benchmarks/sink.py measures against, each a script or a set of jars of its own."""
+"""The sinks that benchmarks/sink.py compares consumer.py with, each a script or a set of jars."""

@@ -1,4 +1,4 @@
-"""The consumer of many a tutorial: one INSERT and one commit per message."""
+"""The consumer found in many tutorials: one INSERT and one commit per message."""
 
 import json
 import os

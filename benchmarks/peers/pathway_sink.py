@@ -8,7 +8,7 @@ import pathway as pw  # type: ignore[import-not-found]
 
 
 class Trade(pw.Schema):  # type: ignore[misc]
-    """The event, as Pathway wants it declared."""
+    """The event, declared for Pathway."""
 
     trade_id: str = pw.column_definition(primary_key=True)
     ticker: str
@@ -30,11 +30,11 @@ trades = pw.io.kafka.read(
     topic=os.environ["KAFKA_TOPIC"],
     schema=Trade,
     format="json",
-    autocommit_duration_ms=100,  # of 50, 100, 200, 500 and 1500 (its default) the fastest
+    autocommit_duration_ms=100,  # the fastest of 50, 100, 200, 500 and 1500 (the default)
 )
 moment = trades.timestamp.dt.strptime(form)
 pw.io.postgres.write(
-    # With an offset it is a moment of any time zone, which the column does not take.
+    # With an offset, Pathway parses it as time-zone aware, which the column does not accept.
     trades.with_columns(timestamp=moment.dt.to_naive_in_timezone("UTC") if "%z" in form else moment),
     {
         "host": database.hostname,

@@ -1,4 +1,4 @@
-"""Quix Streams with its PostgreSQLSink, which ignores rows whose key is there already."""
+"""Quix Streams with its PostgreSQLSink, set to ignore rows whose key already exists."""
 
 import os
 from urllib.parse import urlsplit
