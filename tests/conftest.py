@@ -1,6 +1,6 @@
-"""What the tests share: a broker, a PostgreSQL, a database and a topic of each test's own, scripts as processes.
+"""Shared fixtures: a broker, a PostgreSQL, a database and a topic for each test, scripts as processes.
 
-Where several processes share the work (pytest-xdist), the first of all starts the broker that the others use.
+With pytest-xdist, the controller process starts the broker that all workers use.
 """
 
 import signal
@@ -20,7 +20,7 @@ BROKER = pytest.StashKey[Kafka]()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # so that pytest ends every fixture, and with it every process
+    raise KeyboardInterrupt  # so that pytest tears down every fixture, and with it every process
 
 
 def pytest_configure() -> None:
@@ -30,12 +30,12 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    """Tell a worker of pytest-xdist where the broker is, which has started before the first of them."""
+    """Tell a pytest-xdist worker the broker's address; the broker starts before the first worker."""
     node.workerinput["bootstrap_servers"] = shared_broker(node.config).bootstrap_servers
 
 
 def shared_broker(config: pytest.Config) -> Kafka:
-    """Return the broker of this run, which stops when the run has ended."""
+    """Return the broker of this test run, started if need be; it stops when the run ends."""
     if BROKER not in config.stash:
         servers = ExitStack()
         config.add_cleanup(servers.close)
@@ -46,28 +46,28 @@ def shared_broker(config: pytest.Config) -> Kafka:
 
 @pytest.fixture(scope="session")
 def broker(pytestconfig: pytest.Config) -> KafkaClient:
-    """A broker for the whole suite; a test that harms it takes `own_broker`."""
+    """A broker for the whole suite; a test that would disrupt it uses `own_broker`."""
     worker = getattr(pytestconfig, "workerinput", None)
     return KafkaClient(worker["bootstrap_servers"]) if worker else shared_broker(pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for the whole suite; a test that harms it takes `own_postgres`."""
+    """A PostgreSQL for the whole suite; a test that would disrupt it uses `own_postgres`."""
     with Postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def breakable_broker() -> Iterator[Kafka]:
-    """A broker that one test at a time may harm, as each start takes seconds."""
+    """A broker that one test at a time may disrupt; tests reuse it because each start takes seconds."""
     with Kafka() as server:
         yield server
 
 
 @pytest.fixture
 def own_broker(breakable_broker: Kafka) -> Kafka:
-    """A broker without topics that this test may stop, kill and start again."""
+    """A broker without topics that this test may stop, kill and restart."""
     if not breakable_broker.running:
         breakable_broker.start()
     for name in breakable_broker.topics() - {"__consumer_offsets"}:
@@ -77,20 +77,20 @@ def own_broker(breakable_broker: Kafka) -> Kafka:
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
-    """A PostgreSQL that this test may stop, kill and start again; the table is in `own_postgres.database`."""
+    """A PostgreSQL that this test may stop, kill and restart; the table is in `own_postgres.database`."""
     with Postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def used_databases() -> list[Database]:
-    """Those that are as good as new."""
+    """Databases of earlier tests, emptied for reuse."""
     return []
 
 
 @pytest.fixture
 def database(postgres: Postgres, used_databases: list[Database]) -> Iterator[Database]:
-    """A database of this test's own, with an empty table."""
+    """A database with an empty table, for this test alone."""
     own = used_databases.pop() if used_databases else postgres.fresh_database()
     yield own
     with suppress(psycopg2.OperationalError):  # the test has dropped it
@@ -100,7 +100,7 @@ def database(postgres: Postgres, used_databases: list[Database]) -> Iterator[Dat
 
 @pytest.fixture
 def topic() -> str:
-    """The name of a topic that nobody has created yet."""
+    """The name of a topic that does not exist yet."""
     return f"orders-{uuid4().hex[:12]}"
 
 

@@ -1,4 +1,4 @@
-"""What a container of docker-compose.yml would run, run here: its programs, against the servers of the tests."""
+"""Run what the containers of docker-compose.yml would run, without Docker: their programs, on the tests' servers."""
 
 import os
 import re
@@ -25,14 +25,14 @@ def interpolated(value: object, variables: Mapping[str, str]) -> str:
 
 
 def environment_in_container(service: str, **variables: str) -> dict[str, str]:
-    """Return the variables that the service's container gets when Compose is run with these."""
+    """Return the environment that the service's container gets when Compose runs with these variables."""
     return {name: interpolated(value, variables) for name, value in SERVICES[service]["environment"].items()}
 
 
 def run_kafka_tool(
     words: Sequence[str], bootstrap_servers: str, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run `kafka-topics …` as in the container `kafka`, on another broker."""
+    """Run `kafka-topics …` as in the container `kafka`, but on another broker."""
     tool, *arguments = words
     addressed = [bootstrap_servers if word in ("localhost:9092", "kafka:29092") else word for word in arguments]
     return _run(java(TOOLS[tool], *addressed))
@@ -41,7 +41,7 @@ def run_kafka_tool(
 def run_postgres_program(
     words: Sequence[str], database_url: str, text: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `psql …` as in the container `postgres`, on another server, with `text` as its input."""
+    """Run `psql …` as in the container `postgres`, but on another server, with `text` on stdin."""
     program, *arguments = words
     assert program in POSTGRES_PROGRAMS
     port = urlsplit(database_url).port

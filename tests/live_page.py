@@ -1,4 +1,4 @@
-"""The page as its viewers meet it, for the tests, the screenshots and the benchmark: a server, a browser, trades."""
+"""The page as its viewers see it, for tests, screenshots and benchmarks: a server, a browser, trades."""
 
 import shutil
 import subprocess
@@ -34,7 +34,7 @@ Row = tuple[str, str, float, int, str, datetime]
 
 
 class Market:
-    """The producer's market as rows of the table, at any time that is wanted; the same seed makes the same prices."""
+    """The producer's market as rows of the table, at times of the caller's choice; one seed always gives one market."""
 
     def __init__(self, seed: int = 1) -> None:
         faker = Faker()
@@ -49,13 +49,13 @@ class Market:
         return trade.trade_id, trade.ticker, trade.price, trade.volume, trade.side, moment
 
     def until_now(self, count: int, seconds: float) -> list[Row]:
-        """Return that many trades, evenly over the last seconds."""
+        """Return `count` trades, spread evenly over the last `seconds`."""
         now = utc_now()
         return [self.trade(now - timedelta(seconds=seconds * (1 - n / count))) for n in range(1, count + 1)]
 
 
 def utc_now() -> datetime:
-    """Return the time as the table stores it."""
+    """Return the current time as the table stores it."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
@@ -71,7 +71,7 @@ def insert(database: Database, rows: Iterable[Row]) -> None:
 
 @contextmanager
 def trades_arriving(database: Database, market: Market, rate: float) -> Iterator[None]:
-    """Store so many trades a second meanwhile."""
+    """Store `rate` trades a second while the block runs."""
     over = threading.Event()
 
     def store() -> None:
@@ -89,7 +89,7 @@ def trades_arriving(database: Database, market: Market, rate: float) -> Iterator
 
 @contextmanager
 def dashboard(database_url: str, *options: str) -> Iterator[str]:
-    """Run `streamlit run dashboard.py` on a free port, as a user does; the address of the page."""
+    """Run `streamlit run dashboard.py` on a free port, as a user does; yield the page's address."""
     port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "dashboard.py", f"--server.port={port}", *options]
     environment = environment_of("127.0.0.1:9", database_url, "orders", "nobody")
@@ -105,7 +105,7 @@ def dashboard(database_url: str, *options: str) -> Iterator[str]:
 
 
 def healthy(address: str) -> bool:
-    """Tell whether the page's server answers."""
+    """Return whether the page's server answers."""
     try:
         with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -115,7 +115,7 @@ def healthy(address: str) -> bool:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start the machine's own Chromium without a window."""
+    """Start the Chromium installed on this machine, headless."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_OPTIONS))
         try:

@@ -1,9 +1,9 @@
-"""Writes lock files of jars anew: `make lock`.
+"""Regenerate lock files of jars: `make lock`.
 
     python -m tests.lock_jars pipeline/local_stack/kafka.lock
 
-A lock file begins with the coordinates it is made from, one `# from` each; with `alone` behind it, what that jar
-depends on is left out. Then come coordinates, SHA-256 and bytes of each jar.
+A lock file begins with the Maven coordinates it is generated from, one `# from` line each; `alone` after them leaves
+out that jar's dependencies. Then comes one line per jar: its coordinates, SHA-256 and size in bytes.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Messages for the tests: good trades, bad ones, mutated ones, and what each should become, told independently."""
+"""Messages for the tests: valid trades, invalid ones, mutated ones, and independently what each should become."""
 
 import json
 import random
@@ -15,7 +15,7 @@ Row = tuple[str, str, Decimal, int, str, datetime]
 
 
 def trade(**fields: object) -> bytes:
-    """Return a message with a good trade, but for the fields given; None leaves a field out."""
+    """Return a message with a valid trade, with the given fields replaced; None leaves a field out."""
     message = {
         "trade_id": str(uuid4()),
         "ticker": "AAPL",
@@ -28,9 +28,9 @@ def trade(**fields: object) -> bytes:
 
 
 def expected_row(message: bytes) -> Row | None:
-    """Return the row that a message should become, None for a dead letter.
+    """Return the row that a message should become, or None for a dead letter.
 
-    Written from the contract with the standard library only, so that it shares nothing with the code it judges.
+    Written from the contract with only the standard library, so that it shares nothing with the code under test.
     """
     try:
         fields = json.loads(message.decode(), parse_constant=_refuse)
@@ -39,7 +39,7 @@ def expected_row(message: bytes) -> Row | None:
         assert re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", identity)
         assert 1 <= len(ticker) <= 10
         assert "\0" not in ticker
-        assert ticker.encode()  # a lone surrogate is no character
+        assert ticker.encode()  # raises for a lone surrogate
         assert type(price) in (int, float)
         assert 0 < price <= 99_999_999.99
         assert round(price, 2) == price
@@ -62,7 +62,7 @@ def _utc(form: str) -> Callable[[datetime], str]:
     return lambda moment: moment.strftime(form)
 
 
-# How producers spell the same trade: the timestamp, and what `json.dumps` is given besides.
+# How producers spell the same trade: the format of the timestamp, and options for `json.dumps`.
 SPELLINGS: dict[str, tuple[Callable[[datetime], str], dict[str, Any]]] = {
     "microseconds, Z": (_utc("%Y-%m-%dT%H:%M:%S.%fZ"), {"separators": (",", ":")}),  # our producer
     "json.dumps, isoformat": (datetime.isoformat, {}),  # +00:00, no fraction in a whole second
@@ -82,7 +82,7 @@ SPELLINGS: dict[str, tuple[Callable[[datetime], str], dict[str, Any]]] = {
 
 
 def spelled(spelling: str, number: int) -> bytes:
-    """Return a good trade in one of the `SPELLINGS`; the number is its id and its time, and even ids are upper-case."""
+    """Return a valid trade in one of the `SPELLINGS`; `number` sets its id and its time; even ids are upper-case."""
     spell, options = SPELLINGS[spelling]
     moment = datetime(2026, 1, 31, 8, 30, tzinfo=UTC) + timedelta(microseconds=number)
     identity = str(UUID(int=number))
@@ -118,7 +118,7 @@ BROKEN_BYTES = [
 
 
 def mutations(seed: int, count: int) -> Iterator[bytes]:
-    """Yield good trades, trades with a strange value in a field, broken bytes, and trades with flipped bytes."""
+    """Yield valid trades, trades with a strange value in one field, broken bytes, and trades with replaced bytes."""
     chance = random.Random(seed)
     for _ in range(count):
         kind = chance.random()

@@ -1,4 +1,4 @@
-"""Makes docs/recorded-day.csv.gz, a quiet day of the project's own market: a thousand trades from bell to bell.
+"""Make docs/recorded-day.csv.gz, a quiet day of the project's own market: a thousand trades from bell to bell.
 
 python -m tests.recorded_day
 """

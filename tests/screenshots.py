@@ -1,9 +1,9 @@
-"""Takes the pictures of README.md and docs/dashboard.md: `make run` itself, seen in a real browser.
+"""Take the pictures for README.md and docs/dashboard.md: `make run` itself, seen in a real browser.
 
     python -m tests.screenshots                # about six minutes: the pictures wait for trades at one a second
 
-Twice, in a copy of the project with ports and data of its own: at the default rate, and at 50 trades/s, of which the
-animation is. To show each state, the producer and PostgreSQL are suspended. Needs Chromium (apt-get install chromium).
+It runs twice, in a copy of the project with its own ports and data: at the default rate, and at 50 trades/s for the
+animation. To show each state, it suspends the producer and PostgreSQL. Needs Chromium (apt-get install chromium).
 """
 
 import sys
@@ -30,7 +30,7 @@ COLOURS = 256
 
 
 def main() -> None:
-    """Take all of them."""
+    """Take all pictures."""
     if CHROMIUM is None:
         sys.exit(NO_CHROMIUM)
     with chromium() as browser:
@@ -45,7 +45,7 @@ def main() -> None:
 
 @contextmanager
 def made_to_run(producer: str) -> Iterator[Run]:
-    """Start `make run` in a copy, with that producer."""
+    """Start `make run` in a copy of the project, with this producer command."""
     with copy_to_run() as run:
         procfile = run.folder / "Procfile"
         procfile.write_text(procfile.read_text().replace("producer.py", producer))
@@ -54,7 +54,7 @@ def made_to_run(producer: str) -> Iterator[Run]:
 
 
 def open_page(run: Run, browser: Browser, view: str = "", size: dict[str, int] = DESKTOP, scale: int = 1) -> Page:
-    """Open the page in a window of that size, as soon as it is there."""
+    """Open the page in a window of that size, once it is up."""
     eventually(run.page_answers, timeout=120)
     page = browser.new_page(viewport=size, device_scale_factor=scale)  # type: ignore[arg-type]
     page.goto(f"http://localhost:{run.ports['page']}/{view}")
@@ -62,7 +62,7 @@ def open_page(run: Run, browser: Browser, view: str = "", size: dict[str, int] =
 
 
 def take_states(run: Run, browser: Browser) -> None:
-    """Take a picture of each state, from before the first trade on."""
+    """Take a picture of each state, starting before the first trade."""
     eventually(lambda: suspend(run, "producer.py"))
     page = open_page(run, browser)
     take(page, "EMPTY", "empty")
@@ -83,10 +83,10 @@ def take_states(run: Run, browser: Browser) -> None:
 
 
 def suspend(run: Run, program: str, over: bool = False) -> bool:
-    """Suspend every process of a program, or let it go on; tell whether there is one."""
+    """Suspend every process of a program (`over`: resume them); return whether there is any."""
     found = False
     for process in run.processes():
-        with suppress(psutil.NoSuchProcess):  # make and honcho have children that end at once
+        with suppress(psutil.NoSuchProcess):  # make and honcho have short-lived children
             if program in (process.name(), *process.cmdline()):
                 process.resume() if over else process.suspend()
                 found = True
@@ -94,10 +94,10 @@ def suspend(run: Run, program: str, over: bool = False) -> bool:
 
 
 def take(page: Page, state: str, name: str | None) -> None:
-    """Wait until the page is in that state with everything drawn, and take the picture."""
+    """Wait until the page is in that state with everything drawn; take the picture if it has a name."""
     expect(page.locator(".status [role=status]")).to_have_text(state, timeout=60_000)
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
-    page.wait_for_timeout(2500)  # a tick, and what it marks fades
+    page.wait_for_timeout(2500)  # for a tick, and for its change marks to fade
     if name:
         picture = Image.open(BytesIO(page.screenshot())).quantize(COLOURS)  # a third of the size
         picture.save(FOLDER / f"{name}.png", optimize=True)
@@ -105,7 +105,7 @@ def take(page: Page, state: str, name: str | None) -> None:
 
 
 def take_moving(page: Page) -> None:
-    """Record the page for a while, and make an animation of it."""
+    """Record the page for a while, and save it as an animation."""
     frames: list[Image.Image] = []
     moments: list[float] = []  # seconds
     recorder = page.context.new_cdp_session(page)
@@ -122,7 +122,7 @@ def take_moving(page: Page) -> None:
     page.wait_for_timeout(1000 * SECONDS_MOVING)
     recorder.send("Page.stopScreencast")
     shown = [round(1000 * (later - before)) for before, later in pairwise(moments)]
-    palette = frames[-1].quantize(COLOURS)  # the same for all, so that what stands still takes no room
+    palette = frames[-1].quantize(COLOURS)  # the same for all frames, so that unchanged areas take no space
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames[: len(shown)]]
     first.save(FOLDER / "page.webp", append_images=others, save_all=True, duration=shown, loop=0, lossless=True)
     print(f"images/page.webp: {len(shown)} frames")

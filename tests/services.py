@@ -1,9 +1,9 @@
-"""Real servers and real scripts for the tests and the benchmarks: on free ports of 127.0.0.1, in folders of their own.
+"""Real servers and real scripts for tests and benchmarks: on free ports of 127.0.0.1, in temporary folders.
 
     with Kafka() as broker, Postgres() as postgres:
         Script(["consumer.py"], environment_of(broker.bootstrap_servers, postgres.url, "orders", "group"))
 
-The servers are those of local_stack.py; here is what the tests ask of them.
+The servers are those of local_stack.py; this module adds what the tests need.
 """
 
 import os
@@ -39,14 +39,14 @@ from pipeline.postgres import apply_sql
 from pipeline.user_error import UserError
 
 ROOT = Path(__file__).parent.parent
-USER, PASSWORD = "kafka_user", "kafka_password"  # of PostgreSQL, and of Kafka where it asks for them
-SECONDS_TO_END = 10  # what SPEC-abiding scripts need at most after a stop signal
+USER, PASSWORD = "kafka_user", "kafka_password"  # for PostgreSQL, and for Kafka where it requires them
+SECONDS_TO_END = 10  # how long a script may take to end after a stop signal
 
 Result = TypeVar("Result")
 
 
 def eventually(condition: Callable[[], Result], timeout: float = 30, every: float = 0.05) -> Result:
-    """Wait until the condition returns something true, and return that. Seconds; raises `AssertionError`."""
+    """Wait until the condition returns something true, and return that. Times in seconds; raises `AssertionError`."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         if time.monotonic() > deadline:
@@ -56,7 +56,7 @@ def eventually(condition: Callable[[], Result], timeout: float = 30, every: floa
 
 
 class Temporary(Server):
-    """A server that starts and stops with a block, and whose folder goes with it."""
+    """A server that runs while a `with` block does; its folder is deleted afterwards."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -67,13 +67,13 @@ class Temporary(Server):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def failure(self) -> UserError:
-        """Show the log, which goes with the folder."""
+        """Print the log, because it is deleted with the folder."""
         print(self.log.read_text(errors="replace")[-4000:])
         return super().failure()
 
 
 def patiently(ask: Callable[[], Result]) -> Result:
-    """Ask a broker until it answers: one that has just woken up knows no leaders and no coordinator yet."""
+    """Ask a broker until it answers: one that has just started knows no leaders and no coordinator yet."""
 
     def attempt() -> list[Result] | None:
         try:
@@ -87,7 +87,7 @@ def patiently(ask: Callable[[], Result]) -> Result:
 
 
 class KafkaClient:
-    """What the tests do with brokers, without the project's own code."""
+    """What the tests do with brokers, without using the project's own code."""
 
     def __init__(self, bootstrap_servers: str) -> None:
         self.bootstrap_servers = bootstrap_servers
@@ -102,7 +102,7 @@ class KafkaClient:
 
     def create_topic(self, name: str, partitions: int = 1) -> None:
         """Create a topic and wait until it can be used."""
-        admin = self._admin()  # kept while it works
+        admin = self._admin()  # keep a reference until it is done
         admin.create_topics([NewTopic(name, num_partitions=partitions)])[name].result()
         eventually(lambda: name in self.topics())
 
@@ -124,7 +124,7 @@ class KafkaClient:
     def produce(
         self, topic: str, values: Iterable[bytes | None], key: bytes | None = b"AAPL", partition: int = -1
     ) -> None:
-        """Produce raw messages, and return when Kafka has acknowledged every one of them."""
+        """Produce raw messages, and return once Kafka has acknowledged every one."""
         errors: list[KafkaError] = []
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
@@ -144,30 +144,30 @@ class KafkaClient:
         assert not errors, errors[0]
 
     def read(self, topic: str) -> list[Message]:
-        """Return every message that the topic holds now, partition by partition, in order."""
+        """Return every message that the topic holds now, by partition and offset."""
         return sorted(self.stream(topic), key=lambda message: (message.partition(), message.offset()))
 
     def stream(self, topic: str) -> Iterator[Message]:
-        """Yield what the topic holds now, in no order but that of each partition."""
+        """Yield the messages that the topic holds now, ordered only within each partition."""
         with closing(self._reader()) as consumer:
             yield from _read_on(consumer, [low for low, _ in _watermarks(consumer, topic)])
 
     def committed(self, topic: str, group: str) -> dict[int, int]:
-        """Return the group's committed offsets by partition, without those it has not committed."""
+        """Return the group's committed offsets by partition, without partitions it has not committed."""
         with closing(self._reader(group)) as consumer:
             asked = [low for low, _ in _watermarks(consumer, topic)]
             places = patiently(lambda: consumer.committed(asked, timeout=10))
             return {place.partition: place.offset for place in places if place.offset >= 0}
 
     def lag(self, topic: str, group: str) -> int:
-        """Return how many of the topic's messages the group has not committed yet, all partitions together."""
+        """Return how many of the topic's messages the group has not committed yet, over all partitions."""
         with closing(self._reader(group)) as consumer:
             lows, highs = zip(*_watermarks(consumer, topic), strict=True)
             committed = patiently(lambda: consumer.committed(list(lows), timeout=10))  # offset < 0: nothing yet
             places = zip(lows, committed, highs, strict=True)
             return sum(
                 high.offset - (max(low.offset, known.offset) if known.offset <= high.offset else low.offset)
-                for low, known, high in places  # beyond the end: of a topic of that name that was deleted
+                for low, known, high in places  # an offset beyond the end is from a deleted topic of the same name
             )
 
     def _reader(self, group: str = "reader") -> Consumer:
@@ -179,7 +179,7 @@ class KafkaClient:
 
 
 class Kafka(KafkaServer, Temporary, KafkaClient):
-    """A broker of its own."""
+    """A temporary broker."""
 
     def __init__(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="trades-kafka-"))
@@ -187,7 +187,7 @@ class Kafka(KafkaServer, Temporary, KafkaClient):
 
 
 def _watermarks(consumer: Consumer, topic: str) -> list[tuple[TopicPartition, TopicPartition]]:
-    """Return where each of the topic's partitions begins and ends, as the broker says."""
+    """Return the low and high watermark of each of the topic's partitions."""
     known = patiently(lambda: consumer.list_topics(topic, timeout=10).topics[topic].partitions)
     partitions = [TopicPartition(topic, number) for number in known]
     offsets = patiently(lambda: [consumer.get_watermark_offsets(place, timeout=10) for place in partitions])
@@ -198,7 +198,7 @@ def _watermarks(consumer: Consumer, topic: str) -> list[tuple[TopicPartition, To
 
 
 def _read_on(consumer: Consumer, starts: Sequence[TopicPartition]) -> Iterator[Message]:
-    """Read from there to where the partitions end now."""
+    """Yield the messages from `starts` to the current ends of the partitions."""
     consumer.assign(list(starts))
     unfinished = {start.partition for start in starts}
     while unfinished:
@@ -219,7 +219,7 @@ class Database:
     url: str
 
     def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Run one statement in a transaction of its own; return its rows, none for a statement without any."""
+        """Run one statement in its own transaction; return its rows, or an empty list if it returns none."""
         with closing(self.connect()) as connection, connection, connection.cursor() as cursor:
             cursor.execute(sql, parameters or None)
             return list(cursor.fetchall()) if cursor.description else []
@@ -229,11 +229,11 @@ class Database:
         return int(self.query("SELECT count(*) FROM trades")[0][0])
 
     def connect(self) -> Connection:
-        """Open a connection that the caller closes."""
+        """Open a connection; the caller closes it."""
         return psycopg2.connect(self.url)
 
     def make_anew(self) -> None:
-        """Bring it back to an empty table, whoever is still connected; another one would take several times as long."""
+        """Reset it to an empty table and disconnect others; creating another database takes several times as long."""
         self.query("""
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -244,7 +244,7 @@ class Database:
 
 
 class Postgres(PostgresServer, Temporary):
-    """A PostgreSQL cluster of its own; `.url` is a database in it, with the table in it."""
+    """A temporary PostgreSQL; `.url` is a database in it that has the table."""
 
     def __init__(self, **options: object) -> None:
         folder = Path(tempfile.mkdtemp(prefix="trades-postgres-"))
@@ -258,7 +258,7 @@ class Postgres(PostgresServer, Temporary):
 
     @property
     def database(self) -> Database:
-        """The database that `.url` names."""
+        """The database at `.url`."""
         return Database(self.url)
 
     def fresh_database(self) -> Database:
@@ -268,7 +268,7 @@ class Postgres(PostgresServer, Temporary):
         return Database(url)
 
     def drop_database(self, database: Database) -> None:
-        """Drop a database, whoever is still connected."""
+        """Drop a database, even if somebody is still connected."""
         with closing(psycopg2.connect(make_dsn(self.url, dbname="postgres"))) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -277,7 +277,7 @@ class Postgres(PostgresServer, Temporary):
 
 
 def environment_of(bootstrap_servers: str, database_url: str, topic: str, group: str) -> dict[str, str]:
-    """Return this process's environment with nothing of a user's own settings but those given."""
+    """Return this process's environment with the given settings in place of the user's own."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "DATABASE_URL"))}
     return inherited | {
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -288,10 +288,10 @@ def environment_of(bootstrap_servers: str, database_url: str, topic: str, group:
 
 
 class Script:
-    """A process of Python that runs one of the project's scripts, its output collected while it runs."""
+    """A Python process that runs one of the project's scripts; its output is collected as it runs."""
 
     def __init__(self, words: Sequence[str], environment: dict[str, str], folder: Path = ROOT) -> None:
-        # A session of its own: a Ctrl-C meant for the tests must not look like one meant for the script.
+        # In its own session: Ctrl-C in the terminal interrupts the tests, and must not reach the script.
         self.process = subprocess.Popen(
             [sys.executable, *words],
             cwd=folder,
@@ -316,27 +316,27 @@ class Script:
 
     @property
     def stdout(self) -> str:
-        """What it printed so far."""
+        """What the script has printed on stdout so far."""
         return "\n".join(self.stdout_lines.copy())
 
     @property
     def stderr(self) -> str:
-        """What it printed on stderr so far."""
+        """What the script has printed on stderr so far."""
         return "\n".join(self.stderr_lines.copy())
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self.process.pid
 
     @property
     def running(self) -> bool:
-        """Tell whether it has not ended yet."""
+        """Whether the script is still running."""
         return self.process.poll() is None
 
     @property
     def takes_signals(self) -> bool:
-        """Tell whether it handles SIGTERM yet, which Python by itself does not (proc_pid_status(5))."""
+        """Whether the script handles SIGTERM yet; Python itself does not (proc_pid_status(5))."""
         caught = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{self.pid}/status").read_text())
         return bool(int(caught[0], 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -359,7 +359,7 @@ class Script:
             time.sleep(0.02)
 
     def wait(self, timeout: float = 30) -> int:
-        """Wait until it ends by itself; return its exit code. Raises `AssertionError`."""
+        """Wait until the script ends by itself; return its exit code. Raises `AssertionError`."""
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -368,12 +368,12 @@ class Script:
         return self.process.returncode
 
     def stop(self, with_signal: signal.Signals = signal.SIGINT, timeout: float = SECONDS_TO_END) -> int:
-        """Send the signal, wait for the end, return the exit code. Raises `AssertionError`."""
+        """Send the signal, wait for the script to end, return its exit code. Raises `AssertionError`."""
         self.process.send_signal(with_signal)
         return self.wait(timeout)
 
     def kill(self) -> None:
-        """End it with SIGKILL, if it has not ended."""
+        """Kill the script with SIGKILL if it is still running."""
         self.process.kill()
         self.wait()
 

@@ -1,4 +1,4 @@
-"""The campaign: that its ledger finds what is wrong. Short runs of it, with a new seed each time, are in .ci/run."""
+"""The campaign's ledger finds what is wrong. Short runs of the campaign, each with a new seed, are in .ci/run."""
 
 from decimal import Decimal
 

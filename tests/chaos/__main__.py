@@ -1,21 +1,21 @@
 """Trades flow while everything is killed, again and again; afterwards every row is accounted for.
 
-    python -m tests.chaos                                     # 100 faults, 1,000,000 trades, a seed by chance
+    python -m tests.chaos                                     # 100 faults, 1,000,000 trades, a random seed
     python -m tests.chaos --faults 20 --trades 100000 --seed 7
     python -m tests.chaos --seeds 1-5                         # one campaign after the other
     python -m tests.chaos --cluster                           # three brokers, a primary and a synchronous standby
-    python -m tests.chaos --control                           # one copy, an asynchronous standby: these have to lose
+    python -m tests.chaos --control                           # one copy, an asynchronous standby: these must lose rows
 
-The real producer.py and a recording producer of our own, which spells trades in every usual way and makes every 200th
-message an invalid one; one to three consumers; retention; the page, being watched. At random moments one of them is
-killed, frozen, started or stopped; a server crashes, freezes or stays away; the table is locked; the dead-letter topic
-refuses, is replayed or deleted; the topic gets more partitions, or is deleted and made again. The seed fixes what is
-done, in which order and with what pauses, but no machine repeats the microsecond at which it hits.
+A campaign runs the real producer.py and a recording producer, which spells trades in every common way and makes every
+200th message invalid; one to three consumers; retention; the page, with a viewer. At random moments one of them is
+killed, frozen, started or stopped; a server crashes, freezes or stays down; the table is locked; the dead-letter topic
+refuses messages, is replayed or deleted; the topic gets more partitions, or is deleted and recreated. The seed fixes
+the faults, their order and the pauses, but not the exact microsecond at which a fault strikes.
 
-What has to be found is told from what the topic holds, by code that shares nothing with the consumer: every valid
-message as a row with equal values, exactly once; every invalid one in the dead-letter topic, bytes and key; no other
-row and no other dead letter. Everything that Kafka has acknowledged has to be in the topic. No process may end by
-itself, print a traceback, or take more than ten seconds to leave.
+Code that shares nothing with the consumer derives the expected outcome from what the topic holds: every valid message
+as a row with equal values, exactly once; every invalid one in the dead-letter topic, same bytes and key; no other rows
+and no other dead letters. Everything that Kafka has acknowledged has to be in the topic. No process may end by itself,
+print a traceback, or take more than ten seconds to stop.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tests.services import Kafka, KafkaClient, Postgres
 
 
 def main() -> int:
-    """Read the command line and run; 0 if nothing was found."""
+    """Run the campaigns; return the exit code, 0 if nothing was found."""
     options = parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reports = []
@@ -54,27 +54,27 @@ def main() -> int:
 
 
 def single_machine(seed: int, faults: int, trades: int, only: str = "") -> Report:
-    """Run a campaign on servers of its own."""
+    """Run a campaign on its own broker and PostgreSQL."""
     with Kafka() as broker, Postgres() as postgres:
-        broker.archive_classes()  # so that it starts quickly again
+        broker.archive_classes()  # so that it restarts quickly
         campaign = Campaign(broker, postgres.url, seed, faults, trades)
         return campaign.run(matching(SingleMachine(campaign, broker, postgres).faults(), only))
 
 
 def cluster(seed: int, faults: int, trades: int, only: str = "") -> Report:
-    """Run a campaign on five machines of its own."""
+    """Run a campaign on its own five machines."""
     with Machines() as machines:
         campaign = Campaign(KafkaClient(machines.bootstrap_servers), machines.database_url, seed, faults, trades)
         return campaign.run(matching(Cluster(campaign, machines).faults(), only))
 
 
 def matching(faults: list[Fault], text: str) -> list[Fault]:
-    """Return the faults whose name has the text in it."""
+    """Return the faults with the text in their names."""
     return [fault for fault in faults if text in fault.name]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's options."""
+    """Return the parser of the command line."""
     known = argparse.ArgumentParser(
         prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_seeds(text: str) -> list[int]:
-    """1-3,7 → 1, 2, 3, 7."""
+    """Parse a list of seeds: 1-3,7 → 1, 2, 3, 7."""
     seeds: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")

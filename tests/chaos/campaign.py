@@ -1,4 +1,4 @@
-"""The course of a campaign: who runs, what happens to them, and what is compared in the end."""
+"""A campaign from start to finish: which processes run, what happens to them, and what is compared at the end."""
 
 import random
 import re
@@ -27,16 +27,16 @@ TOPIC, GROUP = "orders", "chaos"
 DEAD_LETTERS = f"{TOPIC}.dlq"
 MOST_PARTITIONS = 6
 MOST_CONSUMERS = 3
-RETENTION = "3650d"  # far longer ago than any message; only the old rows go
-RECORDED = 0.2  # of the messages; the others are producer.py's
-USUAL_SECONDS = 7  # that a fault takes, pauses included; a guess, from which producer.py's rate follows
-LONG = 30  # faults, from which on there is time for those that take longer than a minute, and for a browser
+RETENTION = "3650d"  # far longer than the age of any message; only the old rows go
+RECORDED = 0.2  # share of the messages from the recording producer; the rest are producer.py's
+USUAL_SECONDS = 7  # that a fault takes, pauses included; a guess that sets producer.py's rate
+LONG = 30  # faults; from this many, a campaign has time for faults of over a minute and for a browser
 PAUSE = (0.2, 3.0)  # seconds between two faults
-OUTAGE = (0.0, 4.0)  # seconds that something stays away
-SECONDS_TO_FLOW = 90  # Kafka may wait for a dead member that was joining for max.poll.interval.ms
+OUTAGE = (0.0, 4.0)  # seconds that something stays down
+SECONDS_TO_FLOW = 90  # Kafka may wait max.poll.interval.ms for a member that died while joining
 SECONDS_TO_CATCH_UP = 180
 
-# Rows of long ago, which the retention that runs meanwhile has to delete.
+# Old rows, which the retention that runs meanwhile has to delete.
 OLD_ROWS = """
     INSERT INTO trades SELECT gen_random_uuid(), 'OLD', 1, 1, 'buy', timestamp '2001-01-01' + n * interval '1 second'
     FROM generate_series(1, 500) AS n
@@ -45,7 +45,7 @@ OLD_ROWS = """
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens: to which component, how often compared with others, and when it can."""
+    """Something that may happen: what to which component, how often relative to others, and under what condition."""
 
     name: str  # "component: what hits it"
     action: Callable[[], None]
@@ -54,7 +54,7 @@ class Fault:
 
 
 class Campaign:
-    """The project's processes between two servers, and what is done to them."""
+    """The project's processes, running between Kafka and PostgreSQL, and what is done to them."""
 
     def __init__(self, kafka: KafkaClient, database_url: str, seed: int, faults: int, trades: int) -> None:
         self.kafka = kafka
@@ -64,10 +64,10 @@ class Campaign:
         self.ledger = Ledger()
         self.count = faults
         self.long = faults >= LONG
-        # Where a partition's leader changes, librdkafka sometimes sends a trade twice although it is idempotent:
-        # https://github.com/confluentinc/librdkafka/issues/4953. The table has to have it once.
+        # When a partition's leader changes, librdkafka sometimes sends a trade twice although it is idempotent:
+        # https://github.com/confluentinc/librdkafka/issues/4953. The table has to hold it once.
         self.may_repeat = "," in kafka.bootstrap_servers
-        self.trades = round(trades * (1 - RECORDED))  # of producer.py
+        self.trades = round(trades * (1 - RECORDED))  # from producer.py
         self.rate = max(100, round(self.trades / faults / USUAL_SECONDS))
         self.environment = environment_of(kafka.bootstrap_servers, database_url, TOPIC, GROUP)
         self.environment |= {"TRADES_RETENTION": RETENTION, "KAFKA_TOPIC_PARTITIONS": str(PARTITIONS)}
@@ -81,13 +81,13 @@ class Campaign:
         self.producer: Script | None = None
         self.retention: Script | None = None
         self.deleted_letters: list[Letter] = []
-        self.acknowledged = 0  # trades of producers that are gone, as far as those told
+        self.acknowledged = 0  # trades that earlier producers reported as acknowledged
         self.began = time.monotonic()
 
-    # -- the course
+    # -- from start to finish
 
     def run(self, faults: Sequence[Fault]) -> Report:
-        """Go through the campaign; return its report."""
+        """Run the campaign; return its report."""
         try:
             self.set_up()
             for number in range(1, self.count + 1):
@@ -105,7 +105,7 @@ class Campaign:
         return self.report
 
     def set_up(self) -> None:
-        """Start everything; the producers last, when the group has its starting offsets."""
+        """Start everything; the producers last, once the group has its starting offsets."""
         self.kafka.create_topic(TOPIC, PARTITIONS)
         self.start_consumer()
         eventually(lambda: len(self.kafka.committed(TOPIC, GROUP)) == PARTITIONS)
@@ -118,12 +118,12 @@ class Campaign:
         eventually(lambda: self.flow.seconds is not None)
 
     def choose(self, faults: Sequence[Fault]) -> Fault:
-        """Choose one of those that can happen now."""
+        """Choose one of the faults that are possible now."""
         possible = [fault for fault in faults if fault.possible()]
         return self.random.choices(possible, [fault.weight for fault in possible])[0]
 
     def hit(self, number: int, fault: Fault) -> None:
-        """Let one fault happen; then, two times out of three, wait until rows flow again."""
+        """Trigger one fault; then, two times out of three, wait until rows flow again."""
         self.sleep(PAUSE)
         self.say(f"fault {number} of {self.count}: {fault.name}")
         self.pace.begin_fault()
@@ -136,7 +136,7 @@ class Campaign:
         if self.flow.seconds is not None:
             self.report.seconds_to_flow[fault.name].append(self.flow.seconds)
         self.look_after()
-        with suppress(psycopg2.Error):  # deleted by retention; seldom, the next fault is there first
+        with suppress(psycopg2.Error):  # the server may still be recovering from the fault
             self.database.query(OLD_ROWS)
 
     def wait_for_rows(self, what: str) -> None:
@@ -149,7 +149,7 @@ class Campaign:
                 self.say(f"    {script.words}: {' | '.join(script.lines()[-6:])}")
 
     def catch_up(self) -> None:
-        """Produce what is missing of the trades, and wait until the group has committed all of it."""
+        """Produce the remaining trades, and wait until the group has committed everything."""
         self.stop_producer()
         if (missing := self.trades - self.acknowledged) > 0:
             self.start_producer("--rate", "max", "--count", str(missing))
@@ -165,7 +165,7 @@ class Campaign:
 
     def drain(self) -> None:
         """Wait until the group has committed everything that the topic holds."""
-        # The mark at the end of a transaction is no message that a consumer could commit: so one more message for each.
+        # A transaction ends with a control record, which no consumer can commit: so add one message per partition.
         for partition in range(self.kafka.partitions(TOPIC)):
             self.kafka.produce(TOPIC, [trade()], partition=partition)
         deadline = time.monotonic() + SECONDS_TO_CATCH_UP
@@ -201,12 +201,12 @@ class Campaign:
             self.find(f"{old:,} rows that retention should have deleted")
 
     def enter_topic(self) -> None:
-        """Enter what the topic holds into the ledger."""
+        """Record what the topic holds in the ledger."""
         for message in self.kafka.stream(TOPIC):
             self.ledger.add(message.key(), message.value())
 
     def compare_acknowledged(self) -> None:
-        """Find out whether Kafka holds what it has acknowledged."""
+        """Check that Kafka holds everything it has acknowledged."""
         if self.recorder.refused:
             self.find(f"{len(self.recorder.refused)} messages refused by Kafka: {self.recorder.refused[0]}")
         numbers = Counter(trade_number(trade_id) is None for trade_id in self.ledger.rows)
@@ -227,7 +227,7 @@ class Campaign:
             yield from cursor
 
     def letters(self) -> Iterator[Letter]:
-        """Read the dead-letter topic, without the marks of replays."""
+        """Read the dead-letter topic, without the markers that replays leave."""
         for message in self.kafka.stream(DEAD_LETTERS):
             if "__connect.errors.topic" in dict(message.headers() or []):
                 yield message.key(), message.value()
@@ -244,7 +244,7 @@ class Campaign:
         self.consumers.append(self.script("consumer.py"))
 
     def take_consumer(self) -> Script:
-        """Take one consumer out of the list."""
+        """Remove a random consumer from the list, and return it."""
         return self.consumers.pop(self.random.randrange(len(self.consumers)))
 
     def start_producer(self, *options: str) -> None:
@@ -252,7 +252,7 @@ class Campaign:
         self.producer = self.script("producer.py", *(options or ("--rate", str(self.rate))))
 
     def stop_producer(self, kill: bool = False) -> None:
-        """Stop producer.py, and note how many trades it said were acknowledged."""
+        """Stop producer.py, and add up how many trades it reported as acknowledged."""
         assert self.producer is not None
         if kill:
             self.producer.kill()
@@ -262,7 +262,7 @@ class Campaign:
         self.producer = None
 
     def run_to_end(self, *words: str, timeout: float = 60) -> None:
-        """Run a script that ends by itself, and has to end well."""
+        """Run a script that ends by itself, and has to succeed."""
         script = self.script(*words)
         try:
             if script.wait(timeout) != 0:
@@ -273,13 +273,13 @@ class Campaign:
         self.look_over(script)
 
     def running(self) -> list[Script]:
-        """Return the project's processes, but for the page."""
+        """Return the project's processes, except for the page."""
         return [*self.consumers, *(script for script in (self.producer, self.retention) if script)]
 
     def end(self, script: Script) -> None:
         """Stop a script as a user does."""
         if script.running:
-            eventually(lambda: script.takes_signals or not script.running)  # until then, it is Python's own start
+            eventually(lambda: script.takes_signals or not script.running)  # before that, Python is still starting
             try:
                 code = script.stop(self.random.choice([signal.SIGINT, signal.SIGTERM]))
                 if code != 0:
@@ -290,12 +290,12 @@ class Campaign:
         self.look_over(script)
 
     def look_over(self, script: Script) -> None:
-        """Note what a script must not print."""
+        """Report a traceback, which no script may print."""
         if "Traceback" in script.stderr:
             self.find(f"{script.words} printed a traceback: {script.stderr[-2000:]}")
 
     def look_after(self) -> None:
-        """Note who ended without being asked to, and go on with others."""
+        """Report processes that ended without being asked to, and replace them."""
         for script in [script for script in self.running() if not script.running]:
             code = script.wait()
             self.find(f"{script.words} ended by itself, exit code {code}: {script.stderr[-1000:]}")
@@ -309,10 +309,10 @@ class Campaign:
                 self.retention = self.script("-m", "pipeline.maintenance.retention")
         self.report.findings += self.page.look()
 
-    # -- faults of the project's own processes, wherever the servers are
+    # -- faults of the project's own processes, the same for one machine and for several
 
     def own_faults(self) -> list[Fault]:
-        """Return what may happen to the scripts, and what an operator may do."""
+        """Return the faults that hit the scripts, and what an operator may do."""
         return [
             Fault("consumer: killed", self.kill_consumer, 5),
             Fault("consumer: frozen for longer than its session", self.freeze_consumer),
@@ -330,7 +330,7 @@ class Campaign:
         ]
 
     def kill_consumer(self) -> None:
-        """Kill one, and start another, at once or a while later."""
+        """Kill a consumer, and start another, at once or a little later."""
         victim = self.take_consumer()
         victim.kill()
         self.flow.mark()
@@ -340,20 +340,20 @@ class Campaign:
         self.start_consumer()
 
     def freeze_consumer(self) -> None:
-        """Stop one in its tracks, so that the group may go on without it, and let it wake up."""
+        """Suspend a consumer, so that the group may go on without it, and resume it."""
         frozen = self.random.choice(self.consumers)
         frozen.process.send_signal(signal.SIGSTOP)
         self.flow.mark()
-        self.sleep((6.0, 11.0))  # the session lasts 8
+        self.sleep((6.0, 11.0))  # the session times out after 6
         frozen.process.send_signal(signal.SIGCONT)
 
     def remove_consumer(self) -> None:
-        """Let one leave."""
+        """Stop a consumer for good."""
         self.end(self.take_consumer())
         self.flow.mark()
 
     def kill_producer(self) -> None:
-        """Kill producer.py; what it had in flight may or may not be in Kafka."""
+        """Kill producer.py and start another; what it had in flight may or may not be in Kafka."""
         self.stop_producer(kill=True)
         self.flow.mark()
         self.start_producer()
@@ -365,7 +365,7 @@ class Campaign:
         self.start_producer()
 
     def lock_table(self) -> None:
-        """Let the consumers wait for the table with full batches, and change the group meanwhile."""
+        """Make the consumers wait for the table with full batches, and change the group meanwhile."""
         with closing(self.database.connect()) as connection, connection.cursor() as cursor:
             cursor.execute("LOCK TABLE trades IN EXCLUSIVE MODE")
             self.sleep((1.0, 4.0))
@@ -376,7 +376,7 @@ class Campaign:
         self.flow.mark()
 
     def refuse_dead_letters(self) -> None:
-        """Let Kafka take no dead letters for a while: good rows have to flow meanwhile."""
+        """Make Kafka refuse dead letters for a while: good rows have to flow meanwhile."""
         self.kafka.configure(DEAD_LETTERS, max_message_bytes="1")
         seed = self.random.getrandbits(32)
         self.kafka.produce(TOPIC, [b"refused %d-%d" % (seed, number) for number in range(20)], key=None)
@@ -386,7 +386,7 @@ class Campaign:
         self.kafka.configure(DEAD_LETTERS, max_message_bytes="104857600")
 
     def delete_dead_letters(self) -> None:
-        """Delete the dead-letter topic, whose letters are noted: a consumer that needs it makes it again."""
+        """Delete the dead-letter topic, after noting its letters: a consumer that needs it recreates it."""
         assert self.producer is not None
         self.recorder.hold()
         self.producer.process.send_signal(signal.SIGSTOP)
@@ -399,14 +399,14 @@ class Campaign:
         self.kafka.produce(TOPIC, [b"deleted-%d" % self.random.getrandbits(32)], key=None)
         self.flow.mark()
         eventually(lambda: DEAD_LETTERS in self.kafka.topics(), timeout=SECONDS_TO_FLOW)
-        eventually(lambda: self.kafka.committed(DEAD_LETTERS, GROUP))  # by which the group is known, whatever follows
+        eventually(lambda: self.kafka.committed(DEAD_LETTERS, GROUP))  # the trace of the group, which later faults need
 
     def replay(self) -> None:
-        """Send all dead letters back, which makes them dead letters once more."""
+        """Replay all dead letters, which become dead letters again."""
         self.run_to_end("-m", "pipeline.maintenance.replay", "--replay", "--all", timeout=120)
 
     def kill_replay(self) -> None:
-        """Kill a replay wherever it is; consumers may have to wait until its transaction is given up."""
+        """Kill a replay at a random point; consumers may have to wait until its transaction is aborted."""
         replay = self.script("-m", "pipeline.maintenance.replay", "--replay", "--all")
         self.sleep((0.3, 3.0))
         replay.kill()
@@ -414,7 +414,7 @@ class Campaign:
         self.flow.mark()
 
     def partitions(self) -> int:
-        """Return how many partitions the topic has."""
+        """Return the number of the topic's partitions."""
         return self.kafka.partitions(TOPIC)
 
     def add_partition(self) -> None:
@@ -424,21 +424,21 @@ class Campaign:
         eventually(lambda: self.partitions() == wanted)
 
     def make_topic_again(self) -> None:
-        """Delete the topic, all of which is stored; somebody makes it again, or a producer that was there.
+        """Delete the topic once all of it is stored; this campaign or a running producer recreates it.
 
-        Nothing that is in the new one may be skipped.
+        Nothing in the new topic may be skipped.
         """
         assert self.producer is not None
         witness = self.producer if self.random.random() < 0.5 else None
         self.recorder.hold()
         if witness:
             witness.process.send_signal(signal.SIGSTOP)
-            self.may_repeat = True  # what it has in flight is in the old topic, and it may not hear of it
+            self.may_repeat = True  # its trades in flight may be in the old topic without it ever learning that
         else:
             self.stop_producer()
         self.drain()
         self.enter_topic()
-        if idle := self.random.random() < 0.3:  # nobody is there who would notice
+        if idle := self.random.random() < 0.3:  # no consumer is running to notice
             while self.consumers:
                 self.end(self.take_consumer())
         self.kafka.delete_topic(TOPIC)
@@ -447,7 +447,7 @@ class Campaign:
             witness.process.send_signal(signal.SIGCONT)
         self.sleep(OUTAGE)
         if not witness or self.random.random() < 0.5:
-            with suppress(Exception):  # a script may have been quicker
+            with suppress(Exception):  # a script may have created it first
                 self.kafka.create_topic(TOPIC, PARTITIONS)
         eventually(lambda: TOPIC in self.kafka.topics(), timeout=SECONDS_TO_FLOW)
         self.recorder.go_on()
@@ -458,14 +458,14 @@ class Campaign:
             self.start_consumer()
         self.flow.mark()
 
-    # -- on the way
+    # -- along the way
 
     def sleep(self, bounds: tuple[float, float]) -> None:
-        """Let some time pass."""
+        """Sleep for a random time between the bounds (seconds)."""
         time.sleep(self.random.uniform(*bounds))
 
     def find(self, finding: str) -> None:
-        """Note what should not be, and say so at once."""
+        """Record something that is wrong, and print it at once."""
         self.report.findings.append(finding)
         self.say(f"❌ {finding}")
 
@@ -475,17 +475,17 @@ class Campaign:
 
 
 def freeze(server: Server) -> None:
-    """Stop a server in its tracks; its kernel goes on answering for it."""
+    """Suspend a server; its kernel keeps acknowledging packets."""
     signal_all(server, signal.SIGSTOP)
 
 
 def thaw(server: Server) -> None:
-    """Let a frozen server go on."""
+    """Resume a frozen server."""
     signal_all(server, signal.SIGCONT)
 
 
 def signal_all(server: Server, number: signal.Signals) -> None:
-    """Send a signal to a server and its children, of which one may end meanwhile."""
+    """Send a signal to a server and its children; one of them may end meanwhile."""
     for process in server.processes():
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)

@@ -1,4 +1,4 @@
-"""The faults of several machines: any one may die, freeze, be cut off or return empty, and sometimes two at once."""
+"""Faults on several machines: any one may crash, freeze, be cut off or come back empty, sometimes two at once."""
 
 import shutil
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from tests.chaos.campaign import OUTAGE, Campaign, Fault, freeze, thaw
 from tests.chaos.machines import Machine, Machines
 
 OFFSETS = "__consumer_offsets"
-REACTION = (0.2, 2.0)  # seconds until the operator, or what stands in for one, promotes the standby
+REACTION = (0.2, 2.0)  # seconds until the operator, or its stand-in, promotes the standby
 
 
 class Cluster:
-    """What may happen to the five machines of a campaign. After each fault all of them are there again, in step."""
+    """The faults of a campaign's five machines. After each fault all of them are up again and in sync."""
 
     def __init__(self, campaign: Campaign, machines: Machines) -> None:
         self.campaign = campaign
         self.machines = machines
 
     def faults(self) -> list[Fault]:
-        """Return all that may happen."""
+        """Return every fault that may happen."""
         faults = [
             *self.campaign.own_faults(),
             Fault("broker: killed", lambda: self.broker(self.machines.kill, self.machines.start), 6),
@@ -45,7 +45,7 @@ class Cluster:
         return [Fault(fault.name, self.then_heal(fault.action), fault.weight, fault.possible) for fault in faults]
 
     def then_heal(self, action: Callable[[], None]) -> Callable[[], None]:
-        """Return the action, followed by a wait until any one machine may die again."""
+        """Return the action, followed by a wait until any one machine may fail again."""
 
         def heal() -> None:
             action()
@@ -53,10 +53,10 @@ class Cluster:
 
         return heal
 
-    # -- brokers: rows have to flow again without the one that is hit
+    # -- brokers: rows have to flow again without the one that failed
 
     def broker(self, hit: Callable[[KafkaServer], None], mend: Callable[[KafkaServer], None]) -> None:
-        """Hit a broker, and mend it after its successors have taken over, or before."""
+        """Hit a broker, and mend it, usually after its successors have taken over."""
         broker = self.campaign.random.choice(self.machines.brokers)
         hit(broker)
         self.campaign.flow.mark()
@@ -64,9 +64,9 @@ class Cluster:
         mend(broker)
 
     def deafen_broker(self) -> None:
-        """Let nothing reach a broker whose own messages arrive, so that the others take it for alive.
+        """Let nothing reach a broker while its own messages still get out, so that the others think it is alive.
 
-        What it leads can stand still until the line is mended.
+        The partitions it leads may stand still until the line is mended.
         """
         broker = self.campaign.random.choice(self.machines.brokers)
         self.deafen(broker)
@@ -75,14 +75,14 @@ class Cluster:
         self.campaign.flow.mark()
 
     def wipe(self, broker: KafkaServer) -> None:
-        """Kill a broker, and take all its data."""
+        """Kill a broker, and delete all its data."""
         self.machines.kill(broker)
         shutil.rmtree(broker.data)
 
     def forget_offsets_topic(self) -> None:
-        """Leave the group's offsets with one broker, and kill it: rows have to flow when an operator brought them back.
+        """Leave the group's offsets on one broker only, and kill it: rows flow again once an operator recovers them.
 
-        Kafka does not trust the only copy once its broker has crashed (KIP-966), until somebody tells it to.
+        Kafka does not trust the only copy after its broker has crashed (KIP-966), until somebody tells it to.
         """
         only = self.campaign.random.choice(self.machines.brokers)
         self.machines.move(OFFSETS, [only])
@@ -97,7 +97,7 @@ class Cluster:
     # -- PostgreSQL: rows have to flow again as soon as the standby is promoted
 
     def primary(self, hit: Callable[[PostgresServer], None], mend: Callable[[PostgresServer], None]) -> None:
-        """Hit the primary and promote the standby; later, the old primary becomes the standby."""
+        """Hit the primary and promote the standby; later, rebuild the old primary as the standby."""
         old = self.machines.pair.primary
         hit(old)
         self.campaign.sleep(REACTION)
@@ -105,11 +105,11 @@ class Cluster:
         self.campaign.flow.mark()
         self.wait_for_rows_or_not()
         mend(old)
-        self.campaign.sleep(REACTION)  # in which there are two primaries: the old one must not acknowledge anything
+        self.campaign.sleep(REACTION)  # meanwhile there are two primaries: the old one must not acknowledge anything
         self.machines.rebuild()
 
     def standby(self, hit: Callable[[PostgresServer], None], mend: Callable[[PostgresServer], None]) -> None:
-        """Hit the standby, which every commit has to wait for, and mend it."""
+        """Hit the standby, which every commit waits for, and mend it."""
         standby = self.machines.pair.standby
         hit(standby)
         self.campaign.sleep(OUTAGE)
@@ -117,20 +117,20 @@ class Cluster:
         self.campaign.flow.mark()
 
     def rebuild(self, _: PostgresServer) -> None:
-        """Make the standby anew."""
+        """Rebuild the standby."""
         self.machines.rebuild()
 
     # -- two at once
 
     def kill_broker_and_primary(self) -> None:
-        """Kill both; the standby is promoted while the broker is still away."""
+        """Kill both; the standby is promoted while the broker is still down."""
         broker = self.campaign.random.choice(self.machines.brokers)
         self.machines.kill(broker)
         self.primary(self.machines.kill, nothing)
         self.machines.start(broker)
 
     def kill_broker_and_consumer(self) -> None:
-        """Kill both; another consumer starts while the broker is away."""
+        """Kill both; another consumer starts while the broker is down."""
         broker = self.campaign.random.choice(self.machines.brokers)
         self.machines.kill(broker)
         self.campaign.kill_consumer()
@@ -140,17 +140,17 @@ class Cluster:
     # -- what can be done to any of them
 
     def wait_for_rows_or_not(self) -> None:
-        """Usually, let what is hit stay away until rows flow without it."""
+        """Usually, wait until rows flow without the machine that was hit; then always pause."""
         if self.campaign.random.random() < 0.8:
             self.campaign.wait_for_rows("while a machine is away")
         self.campaign.sleep(OUTAGE)
 
     def mute(self, machine: Machine) -> None:
-        """Let nothing arrive of what a machine says."""
+        """Drop everything that a machine sends; it still receives."""
         self.machines.isolate(machine, hears=True)
 
     def deafen(self, machine: Machine) -> None:
-        """Let nothing arrive at a machine."""
+        """Drop everything sent to a machine; it can still send."""
         self.machines.isolate(machine, speaks=True)
 
 

@@ -1,4 +1,4 @@
-"""The negative control: what has to lose rows, or the campaign would not notice a loss."""
+"""The negative control: setups that must lose rows, to prove that the campaign notices a loss."""
 
 from pipeline.local_stack.postgres_server import PostgresServer
 from tests.chaos.campaign import DEAD_LETTERS, TOPIC, Campaign, Fault
@@ -11,13 +11,13 @@ TRADES = 5_000
 
 
 def asynchronous_standby(seed: int) -> Report:
-    """Promote a standby that commits did not wait for, after it was cut off for a while."""
+    """Promote an asynchronous standby (commits do not wait for it) after cutting it off for a while."""
     with Machines(synchronous=False) as machines:
         campaign, cluster = campaign_on(machines, seed)
 
         def kill(primary: PostgresServer) -> None:
             machines.kill(primary)
-            machines.lines[machines.pair.standby].mend()  # not that to the primary: what it sent is lost, too
+            machines.lines[machines.pair.standby].mend()  # not the primary's: what it sent is lost, too
 
         def act() -> None:
             machines.isolate(machines.pair.standby)
@@ -28,7 +28,7 @@ def asynchronous_standby(seed: int) -> Report:
 
 
 def one_copy(seed: int) -> Report:
-    """Let a broker return empty that has the only copy of the topic."""
+    """Kill the broker that has the only copy of the topic, and bring it back empty."""
     with Machines(copies=1) as machines:
         campaign, cluster = campaign_on(machines, seed)
 
@@ -39,20 +39,20 @@ def one_copy(seed: int) -> Report:
             cluster.wipe(broker)
             machines.start(broker)
             for topic in (TOPIC, DEAD_LETTERS):
-                machines.elect(topic)  # else Kafka might wait for what is lost
+                machines.elect(topic)  # otherwise Kafka might wait for the lost copy
 
         return campaign.run([Fault("broker with the only copy: returns empty", act)])
 
 
 def campaign_on(machines: Machines, seed: int) -> tuple[Campaign, Cluster]:
-    """Return a campaign of one fault, and what can be done in it."""
+    """Return a campaign of one fault, and the cluster's faults to choose from."""
     kafka = KafkaClient(machines.bootstrap_servers)
     campaign = Campaign(kafka, machines.database_url, seed, faults=1, trades=TRADES)
     return campaign, Cluster(campaign, machines)
 
 
 def run(seed: int) -> bool:
-    """Run both; tell whether both have lost something."""
+    """Run both; return whether both lost trades."""
     reports = [asynchronous_standby(seed), one_copy(seed)]
     for report in reports:
         print(report)

@@ -1,4 +1,4 @@
-"""How long until rows flow again: until each of the producer's tickers has a row that was traded after a moment."""
+"""How long until rows flow again: until each of the producer's tickers has a row traded after a given moment."""
 
 import os
 import socket
@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-TICKERS = 7  # that producer.py trades
+TICKERS = 7  # how many producer.py trades
 SECONDS_BETWEEN_LOOKS = 0.1
 
-# The rows that were traded since, found through the index on timestamp.
+# Counts tickers traded since a moment, using the index on timestamp.
 QUERY = "SELECT count(DISTINCT ticker) FROM trades WHERE timestamp >= %s"
 
 
 class Flow(threading.Thread):
-    """Looks at the table all the time. Rows flow when there are new ones of each ticker, in whichever partition."""
+    """Polls the table. Rows flow once every ticker has new ones, and so every partition that the tickers use."""
 
     def __init__(self, database_url: str) -> None:
         super().__init__(daemon=True)
@@ -30,12 +30,12 @@ class Flow(threading.Thread):
         self._since = datetime.now(UTC)
 
     def mark(self) -> None:
-        """Measure from here on: something has just been hit, or is there again."""
+        """Measure from now on: something has just been hit, or has just come back."""
         self._marked, self._since, self.seconds = time.monotonic(), datetime.now(UTC), None
-        self._hang_up()  # the server may be one that no longer answers
+        self._hang_up()  # its server may no longer answer
 
     def run(self) -> None:
-        """Look until it is stopped."""
+        """Poll the table until stopped."""
         while not self.stopped.wait(SECONDS_BETWEEN_LOOKS):
             if self.seconds is None:
                 marked, since = self._marked, self._since
@@ -56,7 +56,7 @@ class Flow(threading.Thread):
             return 0
 
     def _hang_up(self) -> None:
-        """End the connection under a query that may never be answered."""
+        """Shut down the connection, even during a query that may never be answered."""
         if self._connection is not None:
             with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(self._connection.fileno())) as line:
                 line.shutdown(socket.SHUT_RDWR)

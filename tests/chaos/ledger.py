@@ -1,17 +1,17 @@
-"""What has to be found in the table and in the dead-letter topic, told from what the topic itself holds."""
+"""What should be in the table and in the dead-letter topic, derived from what the topic itself holds."""
 
 from collections.abc import Iterable
 
 from tests.messages import Row, expected_row
 
-OLD = "2010-01-01"  # rows before it are those that retention has to delete: no message is older
-MOST_FINDINGS = 5  # of one kind that are told one by one
+OLD = "2010-01-01"  # retention has to delete the rows before this date; no message is that old
+MOST_FINDINGS = 5  # of one kind that are reported one by one
 
 Letter = tuple[bytes | None, bytes | None]  # key and value
 
 
 class Ledger:
-    """Takes the messages of the topic, valid or not, from whomever; says what the pipeline has made wrong of them."""
+    """Records the topic's messages, valid or not, whoever sent them; finds what the pipeline did wrong with them."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}  # trade_id → hash of the row: a million rows would take a gigabyte
@@ -21,9 +21,9 @@ class Ledger:
         self.findings: list[str] = []
 
     def add(self, key: bytes | None, value: bytes | None) -> None:
-        """Enter a message of the topic."""
+        """Record a message of the topic."""
         row = expected_row(value) if value is not None else None
-        if row is None:  # may come again, from a replay
+        if row is None:  # a replay may send it again
             self.dead_letters.add((key, value))
         elif row[0] not in self.rows:
             self.rows[row[0]] = hash(row)
@@ -47,7 +47,7 @@ class Ledger:
         return count
 
     def compare_dead_letters(self, letters: Iterable[Letter]) -> int:
-        """Compare the dead-letter topic with the messages; return how many there are, redelivered ones once."""
+        """Compare the dead-letter topic with the messages; return how many distinct dead letters there are."""
         found = set(letters)
         self._tell([f"a dead letter of no invalid message: {_short(letter)}" for letter in found - self.dead_letters])
         if missing := self.dead_letters - found:

@@ -1,4 +1,4 @@
-"""The way to a server that can be cut, for one machine or for all, one way or both: a small TCP proxy."""
+"""A small TCP proxy: a line to a server that can be cut, for one machine or for all, in one direction or both."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from tests.services import free_port
 
 
 class Gate:
-    """Lets through what somebody sends to a server, and what comes back."""
+    """Controls what passes from one sender to a server, and what passes back."""
 
     def __init__(self) -> None:
         self.there, self.back = threading.Event(), threading.Event()
@@ -32,10 +32,10 @@ class Gate:
 
 
 class Link:
-    """Passes on what comes to its port. While it is cut nothing arrives, and neither side is told.
+    """Forwards connections from its port. While it is cut nothing arrives, and neither side is told.
 
-    What was sent meanwhile arrives afterwards, as TCP would repeat it. Each of the senders has a gate of its own. Who
-    it is follows from the process that connects, because all of them learn the same address: of a leader, from itself.
+    What was sent meanwhile arrives afterwards, as TCP would resend it. Each sender has its own gate. The connecting
+    process tells which sender it is, because all of them use the same address: the one that the target advertises.
     """
 
     def __init__(self, target_port: int, senders: Sequence[Server] = ()) -> None:
@@ -45,16 +45,16 @@ class Link:
         self._listener: socket.socket | None = None
 
     def open(self) -> None:
-        """Take connections: the target listens."""
+        """Accept connections: the target is listening."""
         self.close()
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=100)
         threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
 
     def close(self) -> None:
-        """Refuse connections, as the machine of a dead target does; present ones end with the target."""
+        """Refuse connections, as the machine of a dead target does; existing ones end with the target."""
         if self._listener is not None:
             with suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread that accepts
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
             self._listener.close()
             self._listener = None
 
@@ -89,7 +89,7 @@ class Link:
         self._pass_on(server, client, gate.back)
 
     def _sender(self, port: int) -> Server | None:
-        """Return the machine of which a process connects from that port."""
+        """Return the machine that has a process connecting from that port; None for a client."""
         for sender in self.gates:
             if sender is not None and sender.running and port in _ports_of(sender.pid):
                 return sender
@@ -100,7 +100,7 @@ class Link:
             while data := source.recv(1 << 16):
                 open_.wait()
                 sink.sendall(data)
-        open_.wait()  # the end of a connection does not pass a cut, either
+        open_.wait()  # a cut also holds back the end of a connection
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Five machines on one: three brokers, a primary and a standby, each behind lines that can be cut."""
+"""Five machines simulated on one: three brokers, a primary and a standby, each behind lines that can be cut."""
 
 import json
 import shutil
@@ -20,13 +20,13 @@ from pipeline.local_stack.server import Server, all_at_once
 from tests.chaos.link import Link
 from tests.services import PASSWORD, USER, eventually, free_port, patiently
 
-SECONDS_TO_HEAL = 120  # until every copy is in step again
+SECONDS_TO_HEAL = 120  # until every copy is in sync again
 
 Machine = Server
 
 
 class Machines:
-    """The five, started together. `copies` of each topic; with an asynchronous standby, commits do not wait for it."""
+    """The five machines, started together, with `copies` of each topic. Unless `synchronous`, commits do not wait."""
 
     def __init__(self, copies: int = 3, synchronous: bool = True) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="trades-machines-"))
@@ -36,8 +36,8 @@ class Machines:
             broker.settings = {"default.replication.factor": copies, "min.insync.replicas": max(1, copies - 1)}
         ports = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
         self.pair = PostgresPair(self.folder, f"postgresql://{USER}:{PASSWORD}@{ports}/kafka_db", synchronous)
-        self.lines: dict[Machine, Link] = {}  # by which clients, and brokers as clients, reach each
-        self.controller_lines: dict[Machine, Link] = {}  # by which brokers reach each other's controllers
+        self.lines: dict[Machine, Link] = {}  # from clients, and from other machines as clients
+        self.controller_lines: dict[Machine, Link] = {}  # from brokers to each other's controllers
         self._lay_lines()
         self.bootstrap_servers = ",".join(f"127.0.0.1:{self.lines[broker].port}" for broker in self.brokers)
         hosts = ",".join(f"127.0.0.1:{self.lines[server].port}" for server in self.pair.servers)
@@ -45,7 +45,7 @@ class Machines:
         self._admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
     def _lay_lines(self) -> None:
-        """Let everybody reach a machine by a line of its own."""
+        """Give each machine its own lines, and point everybody to them."""
         for broker in self.brokers:
             others = [other for other in self.brokers if other is not broker]
             self.lines[broker] = Link(broker.address.port, others)
@@ -65,7 +65,7 @@ class Machines:
 
     @property
     def links(self) -> Iterator[tuple[Machine, Link]]:
-        """Every way to every machine."""
+        """Every line to every machine."""
         yield from self.lines.items()
         yield from self.controller_lines.items()
 
@@ -74,7 +74,7 @@ class Machines:
             for _, link in self.links:
                 link.open()
             all_at_once(self.pair.start, *(broker.start for broker in self.brokers))
-            self.brokers[0].archive_classes()  # so that they start quickly again
+            self.brokers[0].archive_classes()  # so that they restart quickly
             self.heal()
         except BaseException:
             self.__exit__()
@@ -89,33 +89,33 @@ class Machines:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill(self, machine: Machine) -> None:
-        """Crash; from then on connections are refused."""
+        """Kill a machine; from then on, connections to it are refused."""
         machine.kill()
         self.lines[machine].close()
 
     def start(self, machine: Machine) -> None:
-        """Bring back what was killed."""
+        """Restart a machine that was killed."""
         self.lines[machine].open()
         machine.launch()
         machine.wait_until_ready()
 
     def rebuild(self) -> None:
-        """Make the standby anew, whatever the machine was; from then on each commit waits for it."""
+        """Rebuild the standby, whatever state its machine is in; from then on, every commit waits for it."""
         self.lines[self.pair.standby].open()
         self.pair.rebuild()
 
     def heal(self) -> None:
-        """Wait until any one of them may die again."""
+        """Wait until any one of the machines may fail again."""
         eventually(self._copies_in_step, timeout=SECONDS_TO_HEAL)
         eventually(self._standby_in_step, timeout=SECONDS_TO_HEAL)
 
     def _standby_in_step(self) -> bool:
-        """Tell whether the primary's commits reach the standby."""
+        """Return whether the primary's commits reach the standby."""
         states = self.pair.execute("SELECT state, sync_state FROM pg_stat_replication")
         return states == [("streaming", "quorum" if self.synchronous else "async")]
 
     def _copies_in_step(self) -> bool:
-        """Tell whether all brokers are there, and each partition has all of its copies."""
+        """Return whether all brokers are up, and all copies of every partition are in sync."""
         with suppress(KafkaException):
             metadata = self._admin.list_topics(timeout=2)
             partitions = [part for topic in metadata.topics.values() for part in topic.partitions.values()]
@@ -125,7 +125,7 @@ class Machines:
         return False
 
     def move(self, topic: str, brokers: Sequence[KafkaServer]) -> None:
-        """Let these brokers, and no others, hold copies of a topic, as kafka-reassign-partitions does it."""
+        """Make exactly these brokers hold copies of a topic, as kafka-reassign-partitions does."""
         copies = [broker.node_id for broker in brokers]
         plan = [{"topic": topic, "partition": number, "replicas": copies} for number in self._partitions(topic)]
         file = self.folder / "reassignment.json"
@@ -136,7 +136,7 @@ class Machines:
         eventually(lambda: all(sorted(part.isrs) == sorted(copies) for part in self._partitions(topic).values()))
 
     def elect(self, topic: str) -> None:
-        """Make leaders of a topic's copies that crashed, as kafka-leader-election --election-type UNCLEAN does it."""
+        """Make a topic's crashed copies leaders, as kafka-leader-election --election-type UNCLEAN does."""
         places = [TopicPartition(topic, number) for number in self._partitions(topic)]
 
         def led() -> bool:
@@ -147,11 +147,11 @@ class Machines:
         eventually(led)
 
     def _partitions(self, topic: str) -> dict[int, PartitionMetadata]:
-        """Ask for a topic's partitions, of brokers of which one may have just woken up."""
+        """Return a topic's partitions by number, retrying because a broker may have just started."""
         return patiently(lambda: self._admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
     def isolate(self, machine: Machine, hears: bool = False, speaks: bool = False) -> None:
-        """Cut a machine off from clients and from the others."""
+        """Cut a machine off from clients and from the other machines."""
         for target, link in self.links:
             if target is machine:
                 link.cut(there=not hears, back=not speaks)
@@ -159,6 +159,6 @@ class Machines:
                 link.gates[machine].cut(there=not speaks, back=not hears)
 
     def reconnect(self, _: Machine) -> None:
-        """Mend every line: one machine at a time is cut off."""
+        """Mend every line: only one machine at a time is cut off."""
         for _, link in self.links:
             link.mend()

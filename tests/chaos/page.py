@@ -1,4 +1,4 @@
-"""The page, being watched while everything happens."""
+"""The page, watched by a viewer throughout the campaign."""
 
 import threading
 from contextlib import suppress
@@ -12,7 +12,7 @@ TROUBLE = "[data-testid=stException]"  # how Streamlit shows a traceback
 
 
 class Page:
-    """The dashboard's server and, where there is a Chromium and time for it, a browser that looks at it."""
+    """The dashboard's server and, if asked for and Chromium is installed, a browser that watches the page."""
 
     def __init__(self, database_url: str, with_browser: bool) -> None:
         self._address = f"http://127.0.0.1:{free_port()}"
@@ -32,7 +32,7 @@ class Page:
             self._viewer.start()
 
     def look(self) -> list[str]:
-        """Return what is wrong with it now, each thing once."""
+        """Return what is wrong with the page now, each problem once."""
         findings = sorted(self._shown)
         self._shown.clear()
         if self._server and not self._server.running:
@@ -43,7 +43,7 @@ class Page:
         return findings
 
     def stop(self) -> list[str]:
-        """Stop it as a user does; return what was wrong with it."""
+        """Stop the server as a user does; return what was wrong."""
         findings = self.look()
         self._over.set()
         if self._viewer:
@@ -59,7 +59,7 @@ class Page:
         return findings
 
     def kill(self) -> None:
-        """End it, whatever happened."""
+        """Kill the server, if it runs."""
         self._over.set()
         if self._server:
             self._server.kill()

@@ -1,4 +1,4 @@
-"""What was done, how long it took to get over it, and what should not have been found."""
+"""What was done, how long recovery took, and what was found to be wrong."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ class Report:
     findings: list[str] = field(default_factory=list)
     lost: int = 0  # trades
     messages: int = 0  # in the topic
-    acknowledged: int = 0  # as the producers were told
+    acknowledged: int = 0  # according to the producers
     rows: int = 0
     dead_letters: int = 0
-    repeats: int = 0  # trades that Kafka holds twice, and the table once
+    repeats: int = 0  # trades that Kafka holds twice but the table only once
     seconds: float = 0.0
     seconds_to_catch_up: float = 0.0
 
     def summary(self) -> str:
-        """Return the outcome as a line."""
+        """Return the outcome in one line."""
         outcome = (
             f"{len(self.findings)} findings" if self.findings else "nothing lost, nothing doubled, nothing invented"
         )

@@ -1,4 +1,4 @@
-"""The faults of one machine: a broker and a PostgreSQL, whose data survive."""
+"""Faults on a single machine: a broker and a PostgreSQL that keep their data."""
 
 from pipeline.local_stack.server import Server
 from tests.chaos.campaign import MOST_CONSUMERS, OUTAGE, Campaign, Fault, freeze, thaw
@@ -8,7 +8,7 @@ LONG_OUTAGE = (61.0, 75.0)  # seconds
 
 
 class SingleMachine:
-    """What may happen to the two servers of a campaign."""
+    """The faults of a campaign's two servers."""
 
     def __init__(self, campaign: Campaign, broker: Kafka, postgres: Postgres) -> None:
         self.campaign = campaign
@@ -16,7 +16,7 @@ class SingleMachine:
         self.postgres = postgres
 
     def faults(self) -> list[Fault]:
-        """Return all that may happen."""
+        """Return every fault that may happen."""
         return [
             *self.campaign.own_faults(),
             Fault("PostgreSQL: crashed", lambda: self.crash(self.postgres), 3),
@@ -30,14 +30,14 @@ class SingleMachine:
         ]
 
     def crash(self, *servers: Server) -> None:
-        """Kill servers, and start them again, in either order."""
+        """Kill servers, and restart them in a random order."""
         for server in servers:
             server.kill()
         self.campaign.sleep(OUTAGE)
         self.bring_back(*servers)
 
     def bring_back(self, *servers: Server) -> None:
-        """Start servers that were killed; from then on rows should flow again."""
+        """Restart servers that were killed; from then on, rows should flow again."""
         for server in self.campaign.random.sample(servers, len(servers)):
             server.start()
         self.campaign.flow.mark()
@@ -50,15 +50,15 @@ class SingleMachine:
         self.campaign.flow.mark()
 
     def long_outage(self) -> None:
-        """Keep the broker away for longer than a minute."""
-        if self.campaign.producer is not None:  # one that starts waits for half a minute only
+        """Keep the broker down for longer than a minute."""
+        if self.campaign.producer is not None:  # while it starts, it waits for Kafka only half a minute
             self.campaign.producer.wait_for_line("acknowledged")
         self.broker.kill()
         self.campaign.sleep(LONG_OUTAGE)
         self.bring_back(self.broker)
 
     def come_and_go(self, server: Server) -> None:
-        """Let consumers start, leave and die while a server is away."""
+        """Start, stop and kill consumers while a server is down."""
         campaign = self.campaign
         server.kill()
         for _ in range(campaign.random.randint(2, 4)):

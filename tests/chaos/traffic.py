@@ -1,4 +1,4 @@
-"""The messages of the recording producer: trades in every spelling, and messages that are no trades."""
+"""The messages of the recording producer: trades in every spelling, and invalid messages."""
 
 import json
 import random
@@ -13,21 +13,21 @@ from confluent_kafka import KafkaError, Message, Producer
 from tests.messages import SPELLINGS
 from tests.services import eventually
 
-PARTITIONS = 3  # of the topic as it is made; it may get more
+PARTITIONS = 3  # when the topic is created; it may get more
 INVALID_EVERY = 200  # messages
 BURST_EVERY = 8  # faults
 TICKERS = ("AAPL", "MSFT", "GOOGL", "AMZN", "TSLA", "META", "NVDA", "BRK.B", "7203.T", "株式会社")
-IDENTITY = "00000000-0000-7000-8000-"  # begins every trade_id here
+IDENTITY = "00000000-0000-7000-8000-"  # how every trade_id here begins
 FIRST_MOMENT = datetime(2026, 1, 31, 8, 30, tzinfo=UTC)
 
 
 def message(number: int) -> tuple[bytes, bytes | None]:
-    """Return key and value of message `number`, the same every time and like no other."""
+    """Return key and value of message `number`: always the same, and different from any other message."""
     return invalid_message(number) if is_invalid(number) else valid_message(number)
 
 
 def is_invalid(number: int) -> bool:
-    """Tell whether message `number` is an invalid one."""
+    """Return whether message `number` is an invalid one."""
     return number % INVALID_EVERY == INVALID_EVERY - 1
 
 
@@ -39,7 +39,7 @@ def valid_message(number: int) -> tuple[bytes, bytes]:
 
 
 def fields_of(number: int, spell: Callable[[datetime], str]) -> dict[str, object]:
-    """Return the fields of trade `number`, in an order of its own, an unknown one among them."""
+    """Return the fields of trade `number`, plus an unknown one, in an order that depends on the number."""
     trade_id = f"{IDENTITY}{number:012x}"
     fields = {
         "trade_id": trade_id if number % 2 else trade_id.upper(),
@@ -56,7 +56,7 @@ def fields_of(number: int, spell: Callable[[datetime], str]) -> dict[str, object
 
 
 def invalid_message(number: int) -> tuple[bytes, bytes | None]:
-    """Return key and value of a message that is no trade."""
+    """Return key and value of an invalid message."""
     fields = fields_of(number, datetime.isoformat)
     kinds: tuple[bytes | None, ...] = (
         None,
@@ -84,12 +84,12 @@ WRONG_FIELDS: tuple[dict[str, object], ...] = (
 
 
 def trade_number(trade_id: str) -> int | None:
-    """Return the number of a trade by its id; None if it is not one of these."""
+    """Return the number behind a trade's id, or None if it is not from the recording producer."""
     return int(trade_id.removeprefix(IDENTITY), 16) if trade_id.startswith(IDENTITY) else None
 
 
 class RecordingProducer(threading.Thread):
-    """Produces so many messages, spread over the campaign, and knows which of them Kafka has acknowledged."""
+    """Produces `messages` messages over the campaign, and records which of them Kafka has acknowledged."""
 
     def __init__(self, bootstrap_servers: str, topic: str, messages: int, progress: Callable[[], float]) -> None:
         super().__init__(daemon=True)
@@ -118,7 +118,7 @@ class RecordingProducer(threading.Thread):
         )
 
     def run(self) -> None:
-        """Produce; keep up with the share of the campaign that is over, and a little ahead of it."""
+        """Produce messages, as many as `progress` allows at each moment."""
         for number in range(self._messages):
             while number > self._progress() * self._messages and not self.stopped.is_set():
                 self._producer.poll(0.01)
@@ -132,13 +132,13 @@ class RecordingProducer(threading.Thread):
             self._rest()
 
     def hold(self) -> None:
-        """Let it pause; return when everything that it has sent is acknowledged."""
+        """Pause producing; return once every message sent is acknowledged."""
         self._quiet.clear()
         self._held.set()
         eventually(lambda: self._quiet.is_set() or not self.is_alive(), timeout=60)
 
     def go_on(self) -> None:
-        """Let it continue, as a new producer: the topic may be another one."""
+        """Resume with a new producer, because the topic may have been recreated."""
         self._producer = self._connect()
         self._held.clear()
 
@@ -151,7 +151,7 @@ class RecordingProducer(threading.Thread):
     def _enqueue(self, number: int) -> bool:
         key, value = message(number)
         try:
-            # By their keys alone, the third partition of three would get no trade.
+            # With keys alone, the third of three partitions would get no trades.
             partition = number // 2 % PARTITIONS if number % 2 else -1
             self._producer.produce(self._topic, value, key, partition, partial(self._delivered, number))
         except BufferError:
@@ -167,7 +167,7 @@ class RecordingProducer(threading.Thread):
 
 
 class Pace:
-    """Says what share of the messages may be on its way: half of it evenly, half in bursts as a fault begins."""
+    """Says what share of the messages may be sent by now: half of it evenly, half in bursts when a fault begins."""
 
     def __init__(self, faults: int) -> None:
         self._faults = faults
@@ -175,7 +175,7 @@ class Pace:
         self._first = self._last = time.monotonic()
 
     def begin_fault(self) -> None:
-        """Count a fault that begins; every so often it begins with a burst."""
+        """Count a fault that begins; every `BURST_EVERY`th releases a burst."""
         self._begun += 1
 
     def end_fault(self) -> None:
@@ -184,7 +184,7 @@ class Pace:
         self._last = time.monotonic()
 
     def progress(self) -> float:
-        """Return a number from 0 to 1."""
+        """Return the share, from 0 to 1."""
         if self._ended >= self._faults:
             return 1.0
         usual = (self._last - self._first) / self._ended if self._ended else 5.0  # seconds a fault
