@@ -1,4 +1,4 @@
-"""The benchmarks run: small, for their output and not for their figures."""
+"""The benchmarks run: small, to check their output, not their figures."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def run(*words: str, timeout: float = 100) -> str:
     try:
         assert script.wait(timeout) == 0, script.stderr
     finally:
-        script.process.terminate()  # which also ends the servers it started
+        script.process.terminate()  # also stops the servers it started
         script.process.wait()
     return script.stdout
 
@@ -52,7 +52,7 @@ def test_latency_prints_how_long_a_trade_takes_to_the_screen() -> None:
     assert first_column(output) == ["50 trades/s, refreshed every 1 s"]
     seen, median = (float(cell.replace(",", "")) for cell in output.splitlines()[-1].split("|")[2:4])
     assert seen > 50
-    assert 0 < median < 60_000  # milliseconds; of a machine that is busy with other tests
+    assert 0 < median < 60_000  # milliseconds, on a machine busy with other tests
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)

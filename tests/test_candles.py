@@ -1,4 +1,4 @@
-"""Candles counted bit by bit are what one pass over all trades gives, whatever else happens to the table."""
+"""Candles counted step by step equal those from a single pass over all trades, whatever else happens to the table."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def engine(database: Database) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a few hundred trades fill many chunks."""
+    """Make chunks so small that a few hundred trades fill many."""
     monkeypatch.setattr(module, "STRETCH", text(str(STRETCH).replace(f"LIMIT {CHUNK}", "LIMIT 100")))
     monkeypatch.setattr(module, "CHUNK", 100)
 
@@ -38,7 +38,7 @@ def trades(count: int, every: float, start: datetime = NOON, seed: int = 1) -> l
 
 
 def whole(engine: Engine, history: History | None = None) -> History:
-    """Take turns until all of it has been read."""
+    """Take turns until the whole history has been read."""
     history = read_history(engine, history or History())
     while not history.complete:
         history = read_history(engine, history)
@@ -46,7 +46,7 @@ def whole(engine: Engine, history: History | None = None) -> History:
 
 
 def expected(rows: list[Row], ticker: str) -> list[Candle]:
-    """Work the candles out in one pass."""
+    """Return the candles, computed in a single pass."""
     own = sorted((row for row in rows if row[1] == ticker), key=lambda row: row[5])
     span = floor(own[-1][5], STEPS[0]) - floor(own[0][5], STEPS[0])
     step = next(step for step in STEPS if span <= 240 * step and 4 * span <= len(own) * step)
@@ -69,7 +69,7 @@ def expected(rows: list[Row], ticker: str) -> list[Candle]:
 
 
 def shown(history: History, ticker: str) -> list[Candle]:
-    """Return a ticker's candles with their money to the cent, as it was before floats were added up."""
+    """Return a ticker's candles, each notional rounded to the cent, which removes the error of adding up floats."""
     return [candle._replace(notional=round(candle.notional, 2)) for candle in candles_of(history, ticker)[1]]
 
 
@@ -198,7 +198,7 @@ def test_each_step_holds_the_finer_ones_a_whole_number_of_times() -> None:
 def test_rows_with_a_null_are_no_trades(engine: Engine, database: Database) -> None:
     rows = trades(300, every=1)
     insert(database, rows)
-    for column in ("ticker", "price", "volume"):  # beside the first and the last of a candle, too
+    for column in ("ticker", "price", "volume"):  # a candle's first and last trades get such neighbours, too
         database.query(f"""
             INSERT INTO trades SELECT '{column}-' || trade_id, ticker, price, volume, side, timestamp FROM trades
             WHERE trade_id NOT LIKE '%-%-%-%-%-%';

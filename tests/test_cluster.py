@@ -40,11 +40,11 @@ class Cluster(Stack):
         return self.script
 
     def pid_of(self, what: str) -> int:
-        """Return the newest process id that was printed for it."""
+        """Return the process id last printed for `what`."""
         return int(re.findall(rf"kill -9 (\d+) +.*{what}", self.script.stdout)[-1])
 
     def store(self, name: str) -> None:
-        """Store a row and a message; the row is asked for again when its server dies meanwhile."""
+        """Store a row and a message; retry the row if its server dies meanwhile."""
         producer = Producer({"bootstrap.servers": self.brokers, "enable.idempotence": True})
         errors: list[object] = []
         producer.produce("orders", name, on_delivery=lambda error, _: errors.append(error))
@@ -69,7 +69,7 @@ class Cluster(Stack):
             assert [message.value() for message in messages] == [name.encode() for name in names]
 
     def watches(self) -> list[TopicWatch]:
-        """Return so many that some take each broker for the controller: each asks one by chance."""
+        """Return enough watches that each broker is asked by some: each watch picks a broker at random."""
         watches = [TopicWatch(client(AdminClient, {"bootstrap.servers": self.brokers}), "orders") for _ in range(12)]
         for watch in watches:
             watch.describe()
@@ -80,7 +80,7 @@ class Cluster(Stack):
 
 
 def seconds_of_processor(watches: Sequence[TopicWatch]) -> float:
-    """Let the scripts' watches look for two seconds, in which the brokers need the processor to choose new leaders."""
+    """Return the CPU seconds that the watches use in two seconds, while the brokers need the CPU to elect leaders."""
     began, before = time.monotonic(), sum(psutil.Process().cpu_times()[:2])
     while time.monotonic() - began < 2:
         for watch in watches:
@@ -111,7 +111,7 @@ def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cl
 
     watches = cluster.watches()
     os.kill(cluster.pid_of("leader of partition 0"), signal.SIGKILL)
-    assert seconds_of_processor(watches) < 0.5  # of two
+    assert seconds_of_processor(watches) < 0.5  # of two seconds
     cluster.store("2 leader killed")
     script.wait_for_line("died and was started again", BROUGHT_BACK)
 
@@ -122,7 +122,7 @@ def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cl
 
     frozen = psutil.Process(cluster.pid_of("postgres-2 is the primary"))
     for process in [frozen, *frozen.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):  # a connection's, which was just closed
+        with suppress(psutil.NoSuchProcess):  # the backend of a connection that was just closed
             process.suspend()
     script.wait_for_line("postgres-2 is back as the standby", BROUGHT_BACK)
     cluster.store("4 primary frozen")
@@ -169,7 +169,7 @@ def test_a_standby_may_take_its_time_to_recover_but_not_hang(tmp_path: Path, mon
         operator.postgres.start()
         standby = operator.postgres.standby
         standby.kill()
-        standby.options["hot_standby"] = "off"  # it refuses clients for ever, as if its recovery never ended
+        standby.options["hot_standby"] = "off"  # it refuses clients forever, as if its recovery never ended
         standby.launch()
         began = time.monotonic()
         while time.monotonic() - began < 5:

@@ -1,4 +1,4 @@
-"""Stop signals become a request, from the first import on; every command looks at it."""
+"""From the first import on, a stop signal becomes a request to stop; every command checks for it."""
 
 import signal
 import subprocess

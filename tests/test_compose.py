@@ -1,4 +1,4 @@
-"""docker-compose.yml and Dockerfile, as far as they can be tried without an engine: every part of them for real."""
+"""docker-compose.yml and Dockerfile, tested for real as far as that is possible without a Docker engine."""
 
 import ast
 import json
@@ -89,7 +89,7 @@ def test_every_named_volume_is_declared_and_used_where_the_image_keeps_its_data(
     places = {source: target for source, target, *_ in mounted}
     assert places == {
         "kafka-data": "/var/lib/kafka/data",
-        "postgres-data": "/var/lib/postgresql",  # of the image's version 18; it was …/data before
+        "postgres-data": "/var/lib/postgresql",  # since version 18 of the image; it was …/data before
         "./sql": "/docker-entrypoint-initdb.d",
     }
     assert set(COMPOSE["volumes"]) == {"kafka-data", "postgres-data"}
@@ -156,7 +156,7 @@ def test_postgres_starts_with_its_options_and_its_health_check_tells() -> None:
 def test_the_init_folder_makes_the_table(postgres: Postgres) -> None:
     database = postgres.fresh_database()
     database.query("DROP TABLE trades")
-    # The image's entrypoint runs these by psql in name order, and passes over names that do not end so.
+    # The image's entrypoint runs these with psql in name order, and skips names without this suffix.
     for path in sorted((ROOT / "sql").iterdir()):
         assert path.is_file() == path.name.endswith(".sql")
         if path.is_file():
@@ -172,12 +172,12 @@ def test_the_init_folder_makes_the_table(postgres: Postgres) -> None:
 
 
 class ComposeKafka(Kafka):
-    """A broker with the settings that Compose gives its container, but for the addresses and the folder."""
+    """A broker with the settings that Compose gives its container, except for the addresses and the folder."""
 
     memory = ("-Xmx1g",)  # as in Kafka's own image
 
     def properties(self) -> dict[str, object]:
-        # As the image does it: KAFKA_NODE_ID=1 becomes node.id=1.
+        # As the image does: KAFKA_NODE_ID=1 becomes node.id=1.
         properties: dict[str, object] = {
             name.removeprefix("KAFKA_").lower().replace("_", "."): value
             for name, value in environment_in_container("kafka").items()
@@ -199,7 +199,7 @@ def test_kafka_starts_with_its_settings_its_topic_is_created_and_its_health_chec
         port = server.address.port
         in_container = [word.replace("/9092", f"/{port}") for word in check]
         assert subprocess.run(in_container).returncode == 0
-        for _ in range(2):  # the second time it is there
+        for _ in range(2):  # the second time, the topic exists
             done = run_kafka_tool(create, server.bootstrap_servers)
             assert done.returncode == 0, done.stdout
         assert server.partitions("orders") == 3
@@ -232,7 +232,7 @@ def answer_of(url: str) -> bytes:
 
 
 def copied() -> dict[str, str]:
-    """What the Dockerfile copies: path -> where to."""
+    """Return what the Dockerfile copies: path -> destination."""
     pairs: dict[str, str] = {}
     for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
         *sources, target = line.split()
@@ -242,7 +242,7 @@ def copied() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with what the image's /app holds."""
+    """A folder with the contents of the image's /app."""
     folder = tmp_path_factory.mktemp("image")
     for source, target in copied().items():
         if source.endswith("/"):
@@ -285,14 +285,14 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def environment_of_the_image(folder: Path) -> Path:
-    """Make an environment with the packages of requirements.txt and no others; return its folder of programs.
+    """Create an environment with the packages of requirements.txt and no others; return its bin folder.
 
-    They are links to those that run this test: pip itself would take a minute.
+    The packages are links to those of the Python that runs this test: pip would take a minute.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     [packages] = (folder / "lib").glob("python*/site-packages")
     for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE):
-        with suppress(PackageNotFoundError):  # another platform's
+        with suppress(PackageNotFoundError):  # a package for another platform
             package = distribution(name)
             for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
                 with suppress(FileExistsError):

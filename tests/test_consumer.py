@@ -46,7 +46,7 @@ BAD_MESSAGES = {
 
 
 def started(run_script: RunScript, *options: str, **variables: str) -> Script:
-    """Start a consumer that has its partitions."""
+    """Start a consumer, and wait until it has its partitions."""
     consumer = run_script("consumer.py", *options, **variables)
     consumer.wait_for_line(STARTED)
     return consumer
@@ -107,7 +107,7 @@ def test_a_new_group_starts_at_the_end(
     broker.create_topic(topic)
     broker.produce(topic, [trade(ticker="OLD")])
     consumer = started(run_script)
-    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)  # its start is committed
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)  # its starting offsets are committed
     broker.produce(topic, [trade(ticker="NEW")])
     eventually(lambda: database.count() == 1)
     assert database.query("SELECT ticker FROM trades") == [("NEW",)]
@@ -120,7 +120,7 @@ def test_what_was_traded_after_the_first_join_survives_a_kill_before_the_first_b
     broker.create_topic(topic)
     broker.produce(topic, [trade(ticker="OLD")])
     killed = started(run_script)
-    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)  # its start is committed
+    eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)  # its starting offsets are committed
     killed.stop(signal.SIGKILL)
     broker.produce(topic, [trade(ticker="MEANWHILE")])
     consumer = started(run_script)
@@ -241,7 +241,7 @@ def test_a_row_that_only_postgresql_refuses_is_one_dead_letter(
     environment: dict[str, str],
     run_script: RunScript,
 ) -> None:
-    """Its message is told from the others, also where these were sorted."""
+    """The row's message is found among the others, even in a sorted batch."""
     database.query("ALTER TABLE trades ADD CONSTRAINT no_penny_stocks CHECK (price > 1)")
     broker.create_topic(topic, partitions)
     penny = trade(price=0.5)
@@ -283,7 +283,7 @@ def test_a_stop_while_the_database_is_down_loses_nothing(
     own_postgres.kill()
     broker.produce(topic, [trade() for _ in range(100)])
     eventually(lambda: "⚠️  PostgreSQL" in consumer.stderr)
-    assert consumer.stop() == 0  # within the ten seconds that Script.stop grants
+    assert consumer.stop() == 0  # within the ten seconds that Script.stop allows
     own_postgres.start()
     consumer = started(run_script, DATABASE_URL=own_postgres.url)
     eventually(lambda: database.count() == 101)
@@ -306,7 +306,7 @@ def test_an_outage_longer_than_the_poll_interval_keeps_the_place_in_the_group(
     broker.produce(topic, trades)
     eventually(lambda: "⚠️  PostgreSQL" in consumer.stderr)
     began = time.monotonic()
-    eventually(lambda: time.monotonic() - began > 8)  # the outage itself has to last
+    eventually(lambda: time.monotonic() - began > 8)  # the outage has to last that long
     own_postgres.start()
     eventually(lambda: database.count() == len(trades) + 1, timeout=60)
     assert "PostgreSQL works again" in consumer.stderr
@@ -322,7 +322,7 @@ def test_a_group_that_cannot_be_joined_is_told_and_joined_when_it_can(
     broker.create_topic(topic)
     broker.produce(topic, [trade()])
     group = {"bootstrap.servers": broker.bootstrap_servers, "group.id": environment["KAFKA_GROUP_ID"]}
-    # A member that no longer polls: the group waits for it.
+    # A member that stops polling: the group waits for it.
     with closing(KafkaConsumer(group | {"max.poll.interval.ms": 60_000, "session.timeout.ms": 60_000})) as stuck:
         stuck.subscribe([topic])
         eventually(lambda: stuck.poll(0.1) is None and stuck.assignment())
@@ -366,7 +366,7 @@ def test_headers_whose_name_is_not_utf_8_do_no_harm(
 
 
 def produce_raw(broker: KafkaClient, topic: str, value: bytes, header: bytes) -> None:
-    """Produce one message to partition 0, with a header of a name that confluent-kafka crashes on."""
+    """Produce one message to partition 0, with a header name that crashes confluent-kafka."""
 
     def sized(data: bytes) -> bytes:
         return (
@@ -467,8 +467,8 @@ def test_a_flood_of_dead_letters_that_kafka_refuses_pauses_the_consumer(
     broker.produce(topic, [*bad, trade()])
     consumer.wait_for_line("The dead-letter topic")
     assert psutil.Process(consumer.pid).memory_info().rss < 250 << 20
-    assert consumer.stop() == 0  # within the ten seconds that Script.stop grants
-    again = started(run_script)  # which gives the topic its limit back
+    assert consumer.stop() == 0  # within the ten seconds that Script.stop allows
+    again = started(run_script)  # its start restores the topic's limit
     eventually(lambda: database.count() == 1)
     eventually(lambda: broker.lag(topic, environment["KAFKA_GROUP_ID"]) == 0)
     assert len(broker.read(f"{topic}.dlq")) >= len(bad)
@@ -539,7 +539,7 @@ def test_a_group_is_known_though_its_topics_were_deleted_one_after_the_other(
 def test_a_topic_made_again_is_read_after_its_broker_was_restarted(
     own_broker: Kafka, database: Database, topic: str, run_script: RunScript, missed: bool
 ) -> None:
-    """Then the old topic's leader epochs are higher than the new one's."""
+    """After the restart, the old topic's leader epochs are higher than the new topic's."""
     own_broker.create_topic(topic, 3)
     servers = {"KAFKA_BOOTSTRAP_SERVERS": own_broker.bootstrap_servers}
     consumers = [started(run_script, "--from-beginning", **servers) for _ in range(2)]
@@ -547,7 +547,7 @@ def test_a_topic_made_again_is_read_after_its_broker_was_restarted(
     own_broker.start()
     own_broker.produce(topic, (trade() for _ in range(30)), key=None)
     eventually(lambda: database.count() == 30)
-    for consumer in consumers:  # or else the missing topic is part of the same outage
+    for consumer in consumers:  # otherwise the missing topic would be part of the same outage
         eventually(lambda: consumer.stderr.count("No data lost") == consumer.stderr.count("works again"))  # noqa: B023
     own_broker.delete_topic(topic)
     eventually(lambda: topic not in own_broker.topics())
@@ -638,7 +638,7 @@ def test_an_outage_is_when_no_broker_works(caplog: pytest.LogCaptureFixture) -> 
     member.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     assert "one of three is away" in caplog.messages[0]
     member.on_commit(None, [])
-    for _ in range(2):  # without a reason: a connection that just ends is no error of its own
+    for _ in range(2):  # without a reason: a connection that is merely closed is not an error of its own
         member.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
     assert "127.0.0.1:1: 1/1 brokers are down." in caplog.messages[-1]
     with pytest.raises(KafkaException):
@@ -648,7 +648,7 @@ def test_an_outage_is_when_no_broker_works(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.fixture
 def small_disk(own_postgres: Postgres) -> Iterator[Path]:
-    """Put the table of `own_postgres` on a file system of 16 MB."""
+    """Put the table of `own_postgres` on a 16 MB file system."""
     disk = own_postgres.folder / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=777", "tmpfs", str(disk)]).returncode != 0:
@@ -656,7 +656,7 @@ def small_disk(own_postgres: Postgres) -> Iterator[Path]:
     (disk / "space").mkdir(mode=0o700)
     shutil.chown(disk / "space", PostgresServer.user or os.getuid())
     with closing(own_postgres.database.connect()) as connection:
-        connection.autocommit = True  # as CREATE TABLESPACE asks for
+        connection.autocommit = True  # required by CREATE TABLESPACE
         connection.cursor().execute(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
     own_postgres.database.query("ALTER TABLE trades SET TABLESPACE small")
     yield disk
@@ -701,7 +701,7 @@ def test_a_broker_that_dies_between_the_start_and_the_first_poll_is_waited_for(
     name = urlsplit(database.url).path.lstrip("/")
     postgres.database.query(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
     consumer = run_script("consumer.py", "--from-beginning", KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers)
-    consumer.wait_for_line("⏳ Waiting for PostgreSQL")  # with Kafka all is well so far
+    consumer.wait_for_line("⏳ Waiting for PostgreSQL")  # Kafka works so far
     own_broker.kill()
     postgres.database.query(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
     consumer.wait_for_line(STARTED)
@@ -721,12 +721,12 @@ def test_a_stop_while_the_broker_is_down(
     eventually(lambda: database.count() == 1)
     own_broker.kill()
     consumer.wait_for_line("⚠️  Kafka at")
-    assert consumer.stop() == 0  # within the ten seconds that Script.stop grants
+    assert consumer.stop() == 0  # within the ten seconds that Script.stop allows
     assert "1 trades stored" in consumer.stdout
 
 
 def test_a_stop_while_the_broker_dies_in_a_rebalance(own_broker: Kafka, topic: str, run_script: RunScript) -> None:
-    """Then librdkafka's close() waits for the broker without an end, in most of the attempts."""
+    """In that case, librdkafka's close() usually waits for the broker forever."""
     own_broker.create_topic(topic, 3)
     members = [started(run_script, KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers) for _ in range(3)]
     own_broker.kill()
@@ -781,9 +781,9 @@ def test_consumers_that_join_leave_and_die_share_the_partitions(
             for message in produced
             if message.key() == ticker.encode()
         )
-        sent = [json.loads(value)["trade_id"] for _, _, value in tape]  # ascending as they are made
+        sent = [json.loads(value)["trade_id"] for _, _, value in tape]  # ascending in the order they were made
         assert sent == sorted(sent), f"{ticker} lost its order in Kafka"
-        # A transaction's number is drawn when it stores its first row.
+        # PostgreSQL assigns a transaction's id when it stores its first row.
         rows = database.query("SELECT trade_id, xmin::text::bigint FROM trades WHERE ticker = %s ORDER BY 1", ticker)
         assert [trade_id for trade_id, _ in rows] == sent
         stored = [transaction for _, transaction in rows]

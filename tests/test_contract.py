@@ -14,7 +14,7 @@ from tests.services import Database
 
 TRADE = Trade("0199a5c4-7d1e-7c3a-9f00-3b5e8a2f6c11", "AAPL", 271.35, 100, "buy", "2026-01-31T08:30:00.000000Z")
 
-# The table as the project's users know it: name -> type, and what a trade's JSON type becomes there.
+# The table as documented for users: column -> PostgreSQL type, and the Python type of the trade's field.
 CONTRACT = {
     "trade_id": ("character varying", str),
     "ticker": ("character varying(10)", str),
@@ -26,7 +26,7 @@ CONTRACT = {
 
 
 def columns(database: Database, table: str) -> dict[str, str]:
-    """Name and type of a table's columns, in their order, as PostgreSQL understood them."""
+    """Return name and type of a table's columns, in order, as PostgreSQL reports them."""
     with closing(database.connect()) as connection:
         execute_file(connection, SQL_FOLDER / "temporary" / "incoming.sql")
         with connection.cursor() as cursor:

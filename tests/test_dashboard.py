@@ -17,7 +17,7 @@ OpenPage = Callable[..., AppTest]
 
 @pytest.fixture
 def open_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenPage]:
-    """Run the page as a viewer's first visit does; `open_page(side="buy")` with that in the address."""
+    """Run the page as on a viewer's first visit; `open_page(side="buy")` puts that into the URL."""
     monkeypatch.setenv("DATABASE_URL", database.url)
 
     def open_page(**view: str) -> AppTest:
@@ -36,14 +36,14 @@ def metrics(page: AppTest) -> dict[str, str]:
 
 
 def status(page: AppTest) -> dict[str, Any]:
-    """Return what the status line is told."""
+    """Return the data sent to the status line."""
     (component,) = (c.proto for c in page.get("bidi_component") if c.proto.component_name == "status")
     told: dict[str, Any] = json.loads(component.json)
     return told
 
 
 def told(page: AppTest, component: str) -> list[dict[str, Any]]:
-    """Return what the components of a kind are told."""
+    """Return the data sent to each component of that name."""
     protos = (c.proto for c in page.get("bidi_component"))
     return [json.loads(proto.bytes) for proto in protos if proto.component_name == component]
 
@@ -54,7 +54,7 @@ def chart(page: AppTest, title: str) -> dict[str, Any]:
 
 
 def table(page: AppTest, name: str) -> list[list[Any]]:
-    """Return a table's rows, each as web/table.js wants its columns."""
+    """Return a table's rows, each in the form that web/table.js expects."""
     rows: list[list[Any]] = next(table["rows"] for table in told(page, "table") if table["table"] == name)
     return rows
 
@@ -133,11 +133,11 @@ def test_a_window_that_fills_says_so(open_page: OpenPage, database: Database) ->
     assert room_of(page) == timedelta(seconds=30)
     insert(database, Market(seed=2).until_now(200, seconds=2))
     eventually(lambda: metrics(page.run())["Trades (last 200)"] == "200")
-    assert room_of(page) == timedelta(0)  # it is as long as its trades
+    assert room_of(page) == timedelta(0)  # it is just as long as its trades
 
 
 def room_of(page: AppTest) -> timedelta:
-    """Return how much time the price chart shows at least."""
+    """Return the least time span that the price chart shows."""
     price = chart(page, "Price trend")
     first = datetime.fromisoformat(min(line["x"][0] for line in price["data"]))
     included: str = price["layout"]["xaxis"]["autorangeoptions"]["include"]

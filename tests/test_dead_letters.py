@@ -1,4 +1,4 @@
-"""Dead letters on a real broker: the message as it came, the reason beside it, and a word when Kafka has it."""
+"""Dead letters on a real broker: the unchanged message, the reason with it, and a callback once Kafka has it."""
 
 from functools import partial
 

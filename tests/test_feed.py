@@ -1,4 +1,4 @@
-"""How the page asks the database: once for everybody, read-only, and without telling its secrets."""
+"""How the page queries the database: once for all viewers, read-only, and without revealing secrets."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ def latest(engine: Engine) -> Snapshot:
 
 
 def ask(engine: Engine) -> Answer[Snapshot]:
-    """Return the answer of a feed that is asked once."""
+    """Return the answer of a new feed."""
     return Feed(lambda _: latest(engine), Snapshot()).latest(60, patience=30)
 
 
@@ -85,7 +85,7 @@ def test_trades_of_the_same_microsecond_come_in_the_order_of_their_ids(engine: E
 
 
 def test_trades_from_the_future_are_counted_and_left_out(engine: Engine, database: Database) -> None:
-    """One producer with a wrong clock must not pass for the newest trades until its time has come."""
+    """The trades of a producer with a wrong clock must not count as the newest until their time has come."""
     now = utc_now()
     insert(database, Market().until_now(5, seconds=1))
     insert(database, [of_aapl("soon", now + timedelta(hours=2)), of_aapl("2999", now.replace(year=2999))])
@@ -151,7 +151,7 @@ def test_what_is_no_url_is_one_line_without_credentials() -> None:
 
 @pytest.mark.parametrize("wanted", ["any", "read-write", "primary", "prefer-standby"])
 def test_one_of_several_servers_is_found(database: Database, wanted: str) -> None:
-    """A URL for several machines serves every script, also where it asks for the one that takes writes."""
+    """A URL with several hosts works for every script, even one that asks for the writable server."""
     server = urlsplit(database.url).netloc.rpartition("@")[2]
     hosts = f"127.0.0.1:{free_port()},{server}"
     engine = read_only_engine(f"{database.url.replace(server, hosts)}?target_session_attrs={wanted}")
@@ -185,6 +185,6 @@ def test_a_restarted_database_is_found_again_at_once(own_postgres: Postgres) -> 
     own_postgres.start()
     assert ask(engine).problem is None
     own_postgres.stop()
-    own_postgres.start()  # between two ticks: the old connection is dead, and nobody has noticed
+    own_postgres.start()  # between two ticks: the old connection is dead, but nothing has noticed yet
     assert ask(engine).problem is None
     engine.dispose()

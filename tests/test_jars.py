@@ -1,4 +1,4 @@
-"""Downloads of jars, from a server on this machine that is cut off, sends rubbish or falls silent."""
+"""Downloads of jars, from a local server that cuts off the answer, sends garbage or falls silent."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ else:
 
 
 class Repository(ThreadingHTTPServer):
-    """Serves the jars; `broken` says how one of them does not arrive."""
+    """Serves the jars; `broken` says how the transfer of a jar fails."""
 
     daemon_threads = True
 
@@ -46,7 +46,7 @@ class Repository(ThreadingHTTPServer):
 
 
 class Download(BaseHTTPRequestHandler):
-    """One request."""
+    """Handles one request."""
 
     server: Repository
 
@@ -94,7 +94,7 @@ def download(url: str, folder: Path, lock: Path) -> Script:
 
 
 def whole(folder: Path) -> set[str]:
-    """Return the names of the jars that would be used, which have to be whole."""
+    """Return the names of the jars that would be used, after checking that they are complete."""
     found = {path.name: path.read_bytes() for path in folder.glob("*.jar")}
     assert all(CONTENT[name] == content for name, content in found.items())
     return set(found)
@@ -123,7 +123,7 @@ def test_a_download_that_fails_is_told_and_completed_by_the_next_run(
     assert repository.asked["jar-1-1.0.jar"] == 2
     assert all(repository.asked[name] == 1 for name in present), "it did not go on where it stopped"
 
-    again = download("http://127.0.0.1:1", folder, lock)  # needs no network any more
+    again = download("http://127.0.0.1:1", folder, lock)  # no longer needs the network
     assert again.wait() == 0
     assert "Downloading" not in again.stdout
 
@@ -148,7 +148,7 @@ def test_a_machine_that_cannot_reach_the_jars_is_told_in_one_line(tmp_path: Path
 def test_a_stop_during_the_download_is_orderly(repository: Repository, tmp_path: Path, words: tuple[str, ...]) -> None:
     repository.broken["every"] = "silent"
     stopped = local_stack(tmp_path, repository.url, *words)
-    eventually(lambda: len(repository.asked) == 4)  # as many as are downloaded at once
+    eventually(lambda: len(repository.asked) == 4)  # the number downloaded at once
     assert stopped.stop() == 0
     assert not stopped.stderr_lines
     assert not list((tmp_path / "jars").glob("*.jar"))

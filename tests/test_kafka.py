@@ -79,7 +79,7 @@ def test_two_scripts_that_create_the_topic_at_once_both_go_on(broker: KafkaClien
 
 
 def die_in(step: str, broker: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the broker freeze as it is asked, so that it has the request but does not answer, and then die."""
+    """Make the broker freeze during `step`, so that it has the request but does not answer, and then die."""
     really, died = getattr(kafka, step), threading.Event()
 
     def dying(*arguments: object) -> None:
@@ -111,7 +111,7 @@ def test_a_broker_that_dies_as_it_creates_or_changes_the_topic_is_waited_for(
 
 def retention(broker: KafkaClient, topic: str) -> int:
     resource = ConfigResource(ResourceType.TOPIC, topic)
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})  # kept while it works
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})  # keep a reference until it is done
     return int(admin.describe_configs([resource])[resource].result()["retention.ms"].value)
 
 

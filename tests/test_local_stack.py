@@ -1,4 +1,4 @@
-"""local_stack.py as a process, from a folder of its own: what it prints, refuses, keeps and leaves behind."""
+"""local_stack.py as a process, from a separate folder: what it prints, refuses, keeps and leaves behind."""
 
 import shutil
 import signal
@@ -34,7 +34,7 @@ from tests.services import (
 
 
 class Stack:
-    """A copy of the project's files that the local stack needs, and free ports for it."""
+    """A copy of the project files that the local stack needs, with free ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class Stack:
         return script
 
     def stop_while_it_hangs(self, script: Script, program: str) -> None:
-        """Stop the script while a program that it started makes no progress, as a slow disk would have it."""
+        """Stop the script while a program that it started makes no progress, as on a slow disk."""
 
         def found() -> list[psutil.Process]:
             with suppress(psutil.Error):
@@ -74,7 +74,7 @@ class Stack:
         assert self.servers() == []
 
     def kill_all(self) -> None:
-        """Kill every process at once, as a pulled plug would."""
+        """Kill every process at once, as if the plug were pulled."""
         processes = [psutil.Process(script.pid) for script in self.started if script.running] + self.servers()
         for process in processes:
             with suppress(psutil.NoSuchProcess):
@@ -82,7 +82,7 @@ class Stack:
         psutil.wait_procs(processes, timeout=10)
 
     def servers(self) -> list[psutil.Process]:
-        """The servers that run for this copy, whoever is their parent."""
+        """Return the servers that run for this copy, whatever their parent process."""
         found = []
         for process in psutil.process_iter(["name"]):
             with suppress(psutil.Error):
@@ -91,7 +91,7 @@ class Stack:
         return found
 
     def listens(self) -> list[int]:
-        """Those of its ports that something listens on."""
+        """Return those of the copy's ports that something listens on."""
         ports = []
         for port in (self.broker_port, self.database_port):
             with socket.socket() as probe:
@@ -128,7 +128,7 @@ class Stack:
 
 
 def share_jars(folder: Path) -> None:
-    """Let a copy of the project use the jars that are here, and download what is not here only once."""
+    """Let a copy of the project share the jars of this one, so that missing ones are downloaded only once."""
     JARS.mkdir(parents=True, exist_ok=True)
     (folder / ".local").mkdir()
     (folder / ".local" / "jars").symlink_to(JARS)
@@ -136,7 +136,7 @@ def share_jars(folder: Path) -> None:
 
 @pytest.fixture
 def fresh_stack() -> Iterator[Stack]:
-    """A copy that was never started."""
+    """A copy that has never been started."""
     with tempfile.TemporaryDirectory(prefix="trades-stack-", ignore_cleanup_errors=True) as folder:
         copy = Stack(Path(folder))
         yield copy
@@ -157,7 +157,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stack(fresh_stack: Stack, prepared: Path) -> Stack:
-    """A copy that was started and filled before, on other ports."""
+    """A copy with the data of one that was started and filled before, on other ports."""
     for name in ("kafka", "postgres"):
         subprocess.run(["cp", "-a", str(prepared / name), str(fresh_stack.data)], check=True)
     return fresh_stack

@@ -1,4 +1,4 @@
-"""The Makefile, on a machine that has nothing yet and on one that has it all; `make run` from its start to its end."""
+"""The Makefile, on a machine with nothing installed and on one with everything; `make run` from start to end."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPro
 
 
 def environment_without_make() -> dict[str, str]:
-    """Of a user's own shell, also when it was `make test` that started the tests."""
+    """Return the environment of a user's own shell, even if `make test` started the tests."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
 
 
@@ -49,8 +49,8 @@ def test_help_is_what_make_says_and_names_every_target() -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
-    """A folder as after a clone, but that there is nothing to download."""
-    folder = tmp_path / "my projects"  # a space in a path is where many Makefiles end
+    """A folder as after a clone, except that there is nothing to download."""
+    folder = tmp_path / "my projects"  # a space in the path breaks many Makefiles
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
     for name in ("requirements-local.txt", "requirements-dev.txt"):
@@ -59,7 +59,7 @@ def fresh(tmp_path: Path) -> Path:
 
 
 def test_the_environment_is_set_up_once_and_again_when_a_requirement_changes(fresh: Path) -> None:
-    (fresh / ".venv" / "bin").mkdir(parents=True)  # left by one that was interrupted, or by a Python that is gone
+    (fresh / ".venv" / "bin").mkdir(parents=True)  # left by an interrupted run, or by a Python that is gone
     (fresh / ".venv" / "bin" / "python").symlink_to("/nowhere")
     first = make(fresh, "install")
     assert first.returncode == 0, first.stdout
@@ -99,7 +99,7 @@ def test_without_the_means_to_make_an_environment_one_line_says_what_to_install(
 
 
 class Run:
-    """`make run` in a copy of the project, on ports of its own, as a terminal starts it: the leader of its group."""
+    """`make run` in a copy of the project, on its own ports, leading a process group as if started in a terminal."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,7 +114,7 @@ class Run:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        (self.folder / "environment").symlink_to(sys.prefix)  # of these tests; it needs no installation
+        (self.folder / "environment").symlink_to(sys.prefix)  # the tests' own environment: nothing to install
         command = ["make", "run", "VENV=environment", "--assume-old=environment/requirements-local.txt"]
         settings = environment_of(f"localhost:{self.ports['kafka']}", self.database.url, "orders", "group")
         self.process = subprocess.Popen(
@@ -148,7 +148,7 @@ class Run:
 
 @contextmanager
 def copy_to_run() -> Iterator[Run]:
-    """Make a copy that is not started yet; whatever it started is gone in the end."""
+    """Make a copy that is not started yet; kill whatever it started at the end."""
     with tempfile.TemporaryDirectory(prefix="trades-make-", ignore_cleanup_errors=True) as folder:
         everything = Run(Path(folder))
         try:
@@ -173,12 +173,12 @@ def test_make_run_starts_everything_and_every_ending_ends_everything(run: Run, e
     assert run.database.count() > 0
     processes = run.processes()
     assert len(processes) > 10
-    if ending is signal.SIGTERM:  # from another terminal or a service manager: to make alone
+    if ending is signal.SIGTERM:  # from another terminal or a service manager, sent only to make
         run.process.terminate()
     else:
         os.killpg(run.process.pid, ending)
     eventually(lambda: gone(processes))
-    if ending is not signal.SIGHUP:  # nobody is left to say it to
+    if ending is not signal.SIGHUP:  # after SIGHUP, nobody is left to read the output
         eventually(lambda: "Local stack stopped." in run.output)
         assert "Consumer stopped" in run.output
         assert "sending SIGKILL" not in run.output

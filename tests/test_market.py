@@ -1,4 +1,4 @@
-"""The market shows what real trades show, at every rate, and one seed makes one tape.
+"""The market shows the stylized facts of real trades, at every rate, and one seed makes one tape.
 
 The bounds are for at least 100,000 trades a seed; sources are named at each test. Cont (2001) is "Empirical
 properties of asset returns: stylized facts and statistical issues", Quantitative Finance 1, 223–236.
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 def ticking(rate: float, seed: int = 0) -> Callable[[], int]:
-    """Return a clock (ns) by which trades arrive as a Poisson process of this rate (trades/s)."""
+    """Return a clock (ns) that makes trades arrive as a Poisson process of this rate (trades/s)."""
 
     def moments() -> Iterator[int]:
         random, now = Random(seed), START
@@ -121,7 +121,7 @@ def test_volatility_clusters_over_tens_of_trades_and_the_clusters_decay(seed: in
 
 @every_seed
 def test_prints_bounce_between_bid_and_ask(seed: int) -> None:
-    """R. Roll, Journal of Finance 39 (1984): it makes successive returns correlate negatively, by -1/2 at most."""
+    """R. Roll, Journal of Finance 39 (1984): the bounce correlates successive returns negatively, by -1/2 at most."""
     for ticker in BUSY:
         (first,) = autocorrelation(returns(seed, 10_000, ticker), range(1, 2))
         assert -0.5 < first < -0.15
@@ -129,7 +129,7 @@ def test_prints_bounce_between_bid_and_ask(seed: int) -> None:
 
 @every_seed
 def test_buys_print_at_the_ask_and_sells_at_the_bid(seed: int) -> None:
-    """In a market whose time stands still, the two sides never touch: they are a full or a thin book apart."""
+    """While the market's time stands still, bids and asks never touch: they are a full or a thin book apart."""
     fake = Faker()
     fake.seed_instance(seed)
     messages = TradeProvider(fake, market_clock=lambda: 0).trade_messages(TRADES)
@@ -176,7 +176,7 @@ def test_volume_rises_with_volatility(seed: int) -> None:
     volumes: dict[str, int] = defaultdict(int)
     for trade in tape(seed, 200):
         if trade.ticker == "NVDA":
-            moves[trade.timestamp[:18]].append(trade.price)  # of ten seconds
+            moves[trade.timestamp[:18]].append(trade.price)  # in each ten seconds
             volumes[trade.timestamp[:18]] += trade.volume
     ranges = [np.ptp(moves[span]) for span in moves]
     assert np.corrcoef(ranges, [volumes[span] for span in moves])[0, 1] > 0.1
@@ -195,9 +195,9 @@ def test_activity_differs_between_tickers(seed: int) -> None:
 def test_tickers_partly_move_together(seed: int) -> None:
     """One market factor, as in W. F. Sharpe, Management Science 9 (1963): returns correlate, but not fully.
 
-    Those of ten seconds; over shorter times the bounce hides it (T. W. Epps, J. Am. Statistical Association 74, 1979).
+    Over ten seconds, that is; over shorter times the bounce hides it (T. W. Epps, J. Am. Statist. Assoc. 74, 1979).
     """
-    last: dict[str, dict[str, float]] = defaultdict(dict)  # of each ten seconds
+    last: dict[str, dict[str, float]] = defaultdict(dict)  # in each ten seconds
     for trade in tape(seed, 200):
         last[trade.timestamp[:18]][trade.ticker] = trade.price
     closes = np.array([[row[listing.ticker] for listing in LISTINGS] for row in last.values() if len(row) == 7])
@@ -222,7 +222,7 @@ def test_prices_stay_plausible_over_a_month(seed: int) -> None:
     for listing in LISTINGS:
         values = np.array(by_ticker[listing.ticker])
         assert 0.7 * listing.price < values.min() < listing.price < values.max() < 1.4 * listing.price
-        assert np.ptp(values) > 0.03 * listing.price  # but they do live
+        assert np.ptp(values) > 0.03 * listing.price  # but they do move
 
 
 @every_seed

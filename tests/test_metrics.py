@@ -1,4 +1,4 @@
-"""Metrics as Prometheus would scrape them, from both scripts as processes."""
+"""Metrics as Prometheus scrapes them, from both scripts as processes."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ Scrape = Callable[[], dict[str, float]]
 
 
 def samples(port: int) -> dict[str, float]:
-    """Scrape a script; return each sample by its name and labels."""
+    """Scrape a script; return its samples by name and labels."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     assert all(family.documentation for family in families)
@@ -32,7 +32,7 @@ def samples(port: int) -> dict[str, float]:
 
 @pytest.fixture
 def consumer(run_script: RunScript) -> tuple[Script, Scrape]:
-    """A consumer, and the way to scrape it."""
+    """A consumer, and a function that scrapes it."""
     port = free_port()
     script = run_script("consumer.py", "--from-beginning", "--metrics-port", str(port))
     script.wait_for_line("Consumer started")
@@ -123,4 +123,4 @@ def test_whatever_is_sent_the_labels_of_dead_letters_are_few() -> None:
         for error in (InvalidTrade, CheckViolation):
             metrics.dead_letter(error(f"{message!r} is not right"))
     [family] = [family for family in metrics.registry.collect() if family.name == "trades_dead_letters"]
-    assert len(family.samples) <= 2 * 2 * 7  # each with its time of creation; six columns, or none
+    assert len(family.samples) <= 2 * 2 * 7  # samples (total and creation time) × errors × columns (six, or none)

@@ -1,4 +1,4 @@
-"""An outage is told once, then rarely, then over."""
+"""An outage is reported at once, then now and then, then as over."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The pace, on a clock of the test's own that wakes it late, as a real one does."""
+"""The pace, on a simulated clock whose sleeps end late, as real ones do."""
 
 from itertools import accumulate
 from random import Random
@@ -9,7 +9,7 @@ from pipeline.producer.pace import Pace
 
 
 def run(rate: float, seconds: float, stall: tuple[float, float] = (-1, 0)) -> list[tuple[float, int]]:
-    """Return when how many trades were due; one sleep, after a given time, takes so much longer."""
+    """Return how many trades were due at which times; `stall` makes the sleep after a given time that much longer."""
     random = Random(1)
     pace, now, due = Pace(rate, 0.0), 0.0, []
     while now < seconds:
@@ -22,7 +22,7 @@ def run(rate: float, seconds: float, stall: tuple[float, float] = (-1, 0)) -> li
 
 
 def in_windows(due: list[tuple[float, int]], length: float) -> list[int]:
-    """Return how many trades there were in each window that begins with a wake-up and fits in."""
+    """Return the number of trades in each complete window that begins with a wake-up."""
     totals = [0, *accumulate(trades for _, trades in due)]
     counts, end = [], 0
     for begin, (start, _) in enumerate(due):

@@ -1,4 +1,4 @@
-"""Consumers that join while PostgreSQL keeps everybody waiting: paused partitions change hands and go on."""
+"""Consumers that join while everybody waits for PostgreSQL: paused partitions change hands and resume."""
 
 import time
 from contextlib import closing
@@ -38,6 +38,6 @@ def test_partitions_that_were_paused_when_they_changed_hands_are_read_on(
             consumers.append(run_script("consumer.py", "--from-beginning"))
             consumers[-1].wait_for_line("Consumer started")
             eventually(lambda: waiting_for_the_table(database) >= len(consumers))
-            time.sleep(2)  # with a full batch it pauses a second later, which nobody outside can see
+            time.sleep(2)  # it pauses a second after its batch is full, which is not visible from outside
     eventually(lambda: database.count() == PARTITIONS * TRADES_A_PARTITION, timeout=40, every=0.5)
     assert [consumer.stop() for consumer in consumers] == [0] * PARTITIONS

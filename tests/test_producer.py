@@ -23,7 +23,7 @@ from tests.services import ROOT, Kafka, KafkaClient, Script, eventually, free_po
 
 TRADE = r"📤 (?P<timestamp>\S+Z)  (?P<ticker>\w+) +(?P<side>buy|sell) +(?P<volume>[\d,]+) @ (?P<price>[\d,.]+)  → "
 PRINTED = re.compile(TRADE + r"(?P<topic>\S+), partition (?P<partition>\d+), offset (?P<offset>\d+)")
-# Of a trade that was sent twice, and is there once, Kafka does not say the offset.
+# Kafka does not report the offset of a trade that was sent twice and stored once.
 TOLD = re.compile(TRADE + r"\S+, partition \d+, offset (\d+|unknown)")
 EACH_SECOND = re.compile(
     r"📤 [\d,]+ trades/s; ([\d,]+) sent, ([\d,]+) acknowledged, ([\d,]+) in flight, ([\d,]+) errors"
@@ -36,7 +36,7 @@ def number(text: str) -> int:
 
 
 def summary(stdout: str) -> tuple[int, int]:
-    """Return the trades acknowledged and not delivered, as the last line says."""
+    """Return the numbers of trades acknowledged and not delivered, from the last line."""
     match = SUMMARY.search(stdout.splitlines()[-1])
     assert match, stdout
     return number(match[1]), number(match[2])
@@ -48,7 +48,7 @@ def trades(messages: list[Message]) -> list[Trade]:
 
 @contextmanager
 def asleep(broker: Kafka) -> Iterator[None]:
-    """A broker that is there and does not answer."""
+    """Suspend the broker, so that it is there but does not answer."""
     assert broker.process is not None
     os.kill(broker.process.pid, signal.SIGSTOP)
     try:
@@ -93,7 +93,7 @@ def test_each_trade_and_its_delivery_are_printed_at_a_readable_rate(
     assert printed == expected
     told = [int(percent) for percent in re.findall(r"; (\d+)% of 5, 0:00:\d\d left\n", script.stdout)]
     assert told == sorted(told)
-    # Of what is sent, of which a busy machine may hear some acknowledged later.
+    # The percentage of trades sent; on a busy machine, an acknowledgement may come only after further trades.
     assert all(percent >= least for percent, least in zip(told, (20, 40, 60, 80, 100), strict=True))
 
 
@@ -150,7 +150,7 @@ def test_a_broker_that_was_away_gets_every_trade_once(own_broker: Kafka, topic: 
     script = run_script(
         "producer.py", "--rate", "1000", "--count", "5000",
         KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap_servers,
-        KAFKA_SOCKET_TIMEOUT_MS="1000",  # so that requests are repeated within the test's patience
+        KAFKA_SOCKET_TIMEOUT_MS="1000",  # so that requests are retried within the test's timeout
         KAFKA_QUEUE_BUFFERING_MAX_MESSAGES="1000",  # so that the queue is full, too
     )  # fmt: skip
     script.wait_for_line("trades/s")
@@ -168,9 +168,9 @@ def test_a_broker_that_was_away_gets_every_trade_once(own_broker: Kafka, topic: 
 def test_an_outage_is_survived_whenever_it_finds_the_producer(
     own_broker: Kafka, topic: str, run_script: RunScript
 ) -> None:
-    """A broker is killed and comes back with its data: while one is sending, one starts, and one has just begun."""
+    """A broker is killed and restarted while one producer sends, one starts, and one has never connected."""
     server = {"KAFKA_BOOTSTRAP_SERVERS": own_broker.bootstrap_servers}
-    # Every poll finds events in the queue, as after a minute of failed connections.
+    # Every poll finds events in the queue, as it does after a minute of failed connections.
     sending = run_script("producer.py", "--rate", "10", KAFKA_STATISTICS_INTERVAL_MS="1", **server)
     sending.wait_for_line("offset 5")
     own_broker.kill()
@@ -245,7 +245,7 @@ def test_a_topic_that_is_lost_costs_none_of_the_trades_that_follow(
 
 
 class Queue:
-    """librdkafka's, in which events of an outage pile up beside the messages."""
+    """Stands in for librdkafka's queue, where the events of an outage pile up next to the messages."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -266,7 +266,7 @@ def test_what_is_acknowledged_never_falls_and_is_never_too_much(monkeypatch: pyt
     monkeypatch.setattr(own, "_producer", queue)
     own._send([("AAPL", "{}")] * 100)
     for queue.length, acknowledged in ((100, 0), (40, 60), (140, 60), (35, 65), (36, 65), (0, 100), (9, 100)):
-        own._second_began -= 2  # so that each time is the end of a second
+        own._second_began -= 2  # so that a second is over each time
         own._serve(0)
         assert own.acknowledged == acknowledged
     assert own.in_flight == 0
@@ -283,7 +283,7 @@ def test_a_stop_while_the_broker_is_away_says_what_was_not_delivered(
         assert script.stop(timeout=15) == 0
     acknowledged, lost = summary(script.stdout)
     assert lost > 0
-    # The one request that was on its way when the broker fell asleep is in the topic, though nobody ever said so.
+    # The request in flight when the broker was suspended is in the topic, though it was never acknowledged.
     assert acknowledged <= len(own_broker.read(topic)) <= acknowledged + lost
     sent = [number(match[1]) for line in script.stdout_lines if (match := EACH_SECOND.match(line))]
     assert acknowledged + lost >= sent[-1]

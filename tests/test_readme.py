@@ -1,4 +1,4 @@
-"""README.md and docs/ are right: each command in them runs, each name exists, each message is one that is said."""
+"""README.md and docs/ are right: each command in them runs, each name exists, each message is one that is printed."""
 
 import json
 import re
@@ -59,14 +59,14 @@ class Command:
 
 
 def commands(*program: str) -> list[Command]:
-    """The commands of the shell blocks that begin with these words, in their order."""
+    """Return the commands of the shell blocks that begin with these words, in order."""
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGES, re.MULTILINE | re.DOTALL)
     every = [Command(line) for block in blocks for line in block.splitlines()]
     return [command for command in every if tuple(command.words[: len(program)]) == program]
 
 
 def table_after(heading: str) -> list[list[str]]:
-    """The cells of the first table after a heading, without its own head."""
+    """Return the cells of the first table after a heading, without the header row."""
     section = re.split(rf"^#+ {re.escape(heading)}$", PAGES, flags=re.MULTILINE)[1]
     rows = re.findall(r"^\|(.+)\|$", re.split(r"^#", section, flags=re.MULTILINE)[0], re.MULTILINE)
     return [[cell.strip() for cell in row.split(" | ")] for row in rows[2:]]
@@ -106,7 +106,7 @@ def test_the_environment_is_made_from_files_that_are_here() -> None:
 
 
 def scripts() -> list[Command]:
-    """The commands of ours; Kafka's own tools are run as a whole."""
+    """Return the commands that run our own scripts; Kafka's tools have their own test."""
     return [command for command in commands("python") if not command.words[2:] or command.words[2] not in TOOLS]
 
 
@@ -120,7 +120,7 @@ def test_a_script_has_the_options(command: Command) -> None:
 
 
 def makes_trades() -> list[Command]:
-    """The commands of the producer that need no file."""
+    """Return the commands of the producer that need no file."""
     return [command for command in commands("python", "producer.py") if "--replay" not in command.words]
 
 
@@ -172,7 +172,7 @@ def test_docker_compose_knows_the_profile_and_the_service(command: Command) -> N
 
 
 def in_container(command: Command) -> tuple[str, list[str]]:
-    """The container of a `docker exec` and the words that run in it."""
+    """Return the container of a `docker exec` and the command that runs in it."""
     _, _, mode, container, *words = command.words
     assert mode == ("-i" if command.input else "-it")
     assert container in {service.get("container_name") for service in SERVICES.values()}
@@ -182,7 +182,7 @@ def in_container(command: Command) -> tuple[str, list[str]]:
 def test_the_commands_in_the_database_run_in_their_order() -> None:
     ran = 0
     with Postgres() as server:
-        server.database.query("DROP TABLE trades")  # as if nobody had made it
+        server.database.query("DROP TABLE trades")  # as if it had never been created
         for container, words, command in [(*in_container(command), command) for command in commands("docker", "exec")]:
             if container != "postgres":
                 continue
@@ -197,7 +197,7 @@ def test_the_commands_in_the_database_run_in_their_order() -> None:
 
 
 def kafka_tools(container: bool) -> Iterator[list[str]]:
-    """The commands of Kafka's own tools: in the container, or of local_stack.py."""
+    """Yield the commands of Kafka's own tools, run in the container or through local_stack.py."""
     for command in commands(*(("docker", "exec") if container else ("python", "local_stack.py"))):
         if container and in_container(command)[0] == "kafka":
             yield in_container(command)[1]
@@ -223,14 +223,14 @@ def test_the_commands_in_kafka_run_in_their_order(own_broker: Kafka, container: 
 
 
 def run_local_tool(words: list[str], bootstrap_servers: str) -> subprocess.CompletedProcess[str]:
-    """Run `python local_stack.py kafka-topics …` for another broker."""
+    """Run `python local_stack.py kafka-topics …` on another broker."""
     environment = environment_of(bootstrap_servers, "", "orders", "nobody")
     command = [sys.executable, "local_stack.py", *words]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def consume_once(broker: KafkaClient) -> None:
-    """Let the consumer join its group and store what there is."""
+    """Let the consumer join its group and store the five messages."""
     with Postgres() as server:
         group = read_settings({}).group_id
         script = Script(
@@ -287,7 +287,7 @@ def test_the_variables_in_commands_are_known() -> None:
 
 
 def source() -> str:
-    """Everything that can say something, with the parts of a text that is written over several lines put together."""
+    """Return the source of everything that prints messages, with texts split over several lines joined."""
     paths = [*ROOT.glob("*.py"), *(ROOT / "pipeline").rglob("*.py"), ROOT / "Makefile"]
     return re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in paths))
 
@@ -305,7 +305,7 @@ def messages() -> list[str]:
     return [message.strip("`") for message, _ in table_after("Troubleshooting")]
 
 
-# What others say: make, Python and Docker. The rest is ours, or Streamlit's.
+# Messages of make, Python and Docker. The rest are ours, or Streamlit's.
 SAID_BY_OTHERS = {
     "make: *** [Makefile:…: run] Error 130",
     "ModuleNotFoundError: No module named 'confluent_kafka'",
@@ -355,7 +355,7 @@ def test_the_readme_is_a_shop_window() -> None:
 
 
 def tree() -> Iterator[str]:
-    """Every path of the README's tree."""
+    """Yield every path in the README's tree."""
     block = re.findall(r"^```text\n(.*?)^```", README.split("## How a trade flows")[1], re.MULTILINE | re.DOTALL)[0]
     folder = ""
     for line in block.splitlines():

@@ -31,7 +31,7 @@ MICROSECOND = 1e-6
 
 
 def made(count: int, **fields: object) -> list[dict[str, object]]:
-    """Trades of tenths of a second."""
+    """Return `count` trades, a tenth of a second apart."""
     stamps = (f"2026-01-31T08:{number // 600:02}:{number // 10 % 60:02}.{number % 10}00007Z" for number in range(count))
     return [json.loads(trade(timestamp=stamp, **fields)) for stamp in stamps]
 
@@ -54,7 +54,7 @@ def as_csv(rows: list[dict[str, object]], path: Path) -> None:
 
 
 def as_reordered_csv(rows: list[dict[str, object]], path: Path) -> None:
-    """With Excel's byte-order mark and line ends, and a column of somebody's own."""
+    """Write CSV with Excel's byte-order mark and line endings, and an extra column."""
     columns = ("note", "price", "side", "timestamp", "trade_id", "volume", "ticker")
     path.write_text(csv_text(rows, columns), encoding="utf-8-sig")
 
@@ -224,7 +224,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def played(path: Path, speed: float, clock: Clock, stall: float = 0) -> list[float]:
-    """Return the seconds after which each trade went, when Kafka stalls once, after the tenth."""
+    """Return the seconds after which each trade is sent; Kafka stalls once, for `stall` seconds, after the tenth."""
     began, moments = clock.now, []
     for step in Recording(str(path)).steps(speed, sys.maxsize, 0):
         moments += [clock.now - began] * len(step.trades)
@@ -285,7 +285,7 @@ def test_the_recorded_day_is_what_the_market_makes(clock: Clock) -> None:
 def test_the_round_trip_is_exact(
     broker: KafkaClient, database: Database, topic: str, tmp_path: Path, run_script: RunScript
 ) -> None:
-    """Trades → table → CSV as psql writes it, and as the page's button does → replay into an empty table."""
+    """Trades → table → CSV as written by psql and by the page's button → replay into an empty table."""
     made_ = run_script("producer.py", "--rate", "max", "--count", "3000")
     assert made_.wait() == 0
     odd = made(4, ticker='"A,B"') + made(1, ticker="=SUM(A1)", price=99_999_999.99, volume=2**31 - 1, side="sell")
@@ -302,7 +302,7 @@ def test_the_round_trip_is_exact(
         else:
             path.write_text(as_pages_csv(as_trades(recorded[::-1])), newline="")
         database.query("TRUNCATE trades")
-        for _ in range(2):  # the second time doubles nothing
+        for _ in range(2):  # the second time duplicates nothing
             script = run_script("producer.py", "--replay", str(path), "--speed", "max")
             assert script.wait() == 0
             assert "3,005 trades acknowledged" in script.stdout

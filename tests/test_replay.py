@@ -1,4 +1,4 @@
-"""The way back for dead letters, as a process on a real broker: what it lists, what it replays, and how often."""
+"""The replay of dead letters, as a process on a real broker: what it lists, what it replays, and how often."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ REASONS = {
 
 @pytest.fixture
 def letters(broker: KafkaClient, topic: str, environment: dict[str, str]) -> None:
-    """Four messages that became dead letters, their keys, headers and reasons with them."""
+    """Four messages that became dead letters, with their keys, headers and reasons."""
     broker.create_topic(topic, partitions=2)
     broker.create_topic(f"{topic}.dlq")
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers})
@@ -103,7 +103,7 @@ def test_a_letter_that_comes_back_is_another_one(
     broker: KafkaClient, command: Command, topic: str, environment: dict[str, str]
 ) -> None:
     command("--replay", "--all")
-    publish(broker, topic, environment)  # as the consumer would: all eight
+    publish(broker, topic, environment)  # all eight, as the consumer would
     assert "8 dead letters not replayed yet" in command()
 
 

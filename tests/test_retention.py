@@ -1,4 +1,4 @@
-"""Retention on a real database: what is too old goes, in small transactions, and what else goes on meanwhile."""
+"""Retention on a real database: expired trades go, in small transactions, without disturbing anything else."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def table(database: Database) -> Iterator[TradesTable]:
 
 
 def fill(database: Database, count: int, age: timedelta, prefix: str = "") -> None:
-    """Add trades of one second, the oldest first, whose ids begin so."""
+    """Add trades 1 ms apart, the oldest first, with ids that begin with `prefix`."""
     moment = datetime.now(UTC).replace(tzinfo=None) - age
     database.query(
         "INSERT INTO trades SELECT %s || substr(gen_random_uuid()::text, %s), 'AAPL', 1, 1, 'buy', "
@@ -58,7 +58,7 @@ def test_trades_of_one_moment_are_not_one_transaction(database: Database) -> Non
 
 
 def partitioned_as_documented(database: Database) -> None:
-    """Replace the table by the one that docs/operations.md shows for large ones."""
+    """Replace the table with the partitioned one from docs/operations.md."""
     [statements] = re.findall(r"^```sql\n(.*?)^```", (ROOT / "docs" / "operations.md").read_text(), re.M | re.S)
     database.query("DROP TABLE trades")
     database.query(statements)

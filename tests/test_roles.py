@@ -1,4 +1,4 @@
-"""Least privilege: consumer and dashboard work under roles that may do one thing each, and cannot do another."""
+"""Least privilege: consumer and dashboard work with roles that may each do one thing, and nothing else."""
 
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
@@ -39,7 +39,7 @@ ALLOWED = {
 
 @pytest.fixture
 def login(postgres: Postgres, database: Database) -> Iterator[Login]:
-    """Return the test's database as a user sees it who is given just that role."""
+    """Return the test's database, as seen by a user with only the given role."""
     for _ in range(2):  # the file can be run again
         database.query((SQL_FOLDER / "roles" / "roles.sql").read_text())
 
@@ -75,7 +75,7 @@ def test_the_consumer_works_as_the_writer(
     writer = login("trades_writer")
     broker.create_topic(topic)
     trades = [trade() for _ in range(200)]
-    broker.produce(topic, [*trades[:100], b"no trade", *trades])  # some twice, so that they are merged
+    broker.produce(topic, [*trades[:100], b"no trade", *trades])  # 100 of them twice, so that their batch is merged
     consumer = run_script("consumer.py", "--from-beginning", DATABASE_URL=writer.url)
     eventually(lambda: database.count() == 200)
     assert consumer.stop() == 0

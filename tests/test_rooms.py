@@ -1,4 +1,4 @@
-"""The house of pipeline/: no room imports another's parts, and the hall imports no room."""
+"""The layout of pipeline/: no room (package) imports another, and the hall (shared modules) imports no room."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TLS and SASL through KAFKA_* variables alone, against a real Apache Kafka that asks for them."""
+"""TLS and SASL through KAFKA_* variables alone, against a real Apache Kafka that requires them."""
 
 import subprocess
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ SECURITY = "org.apache.kafka.common.security"
 
 @dataclass(frozen=True)
 class Secured:
-    """A listener that asks for TLS, or for TLS and a password, and the CA that vouches for it."""
+    """A listener that requires TLS, or TLS and a password, and the CA that signed its certificate."""
 
     bootstrap_servers: str
     ca_file: Path
 
 
 class SecuredKafka(Kafka):
-    """A broker that also listens with TLS (`tls`) and with TLS and SASL PLAIN or SCRAM (`sasl`)."""
+    """A broker with additional listeners for TLS (`tls`) and for TLS with SASL PLAIN or SCRAM (`sasl`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SecuredKafka(Kafka):
         }
 
     def prepare(self) -> None:
-        """Make the server's key and a certificate that vouches for itself; keytool comes with Java."""
+        """Create the server's key and a self-signed certificate; keytool comes with Java."""
         store = ["-keystore", str(self.folder / "server.p12"), "-storepass", PASSWORD, "-alias", "kafka"]
         key = ["-genkeypair", "-keyalg", "EC", "-storetype", "PKCS12", "-dname", "CN=127.0.0.1", "-validity", "2"]
         names = ["-ext", "san=ip:127.0.0.1,dns:localhost", "-ext", "bc:critical=ca:true"]
@@ -61,7 +61,7 @@ class SecuredKafka(Kafka):
 
 @pytest.fixture(scope="module")
 def secured() -> Iterator[SecuredKafka]:
-    """A broker that listens with TLS, and with TLS and SASL, beside its plain port."""
+    """A broker with a TLS and a SASL listener in addition to the plain one."""
     with SecuredKafka() as broker:
         yield broker
 

@@ -1,4 +1,4 @@
-"""The figures, from rows given by hand."""
+"""The figures, computed from handwritten rows."""
 
 import re
 from csv import reader
@@ -157,7 +157,7 @@ NOTHING = Answer(Snapshot())
         (GOOD, 1.0, 0.5, LIVE),
         (GOOD, -60.0, 0.5, LIVE),
         (GOOD, 11.0, 0.5, STALE),
-        (GOOD, 1.0, 6.5, DOWN),  # it hangs
+        (GOOD, 1.0, 6.5, DOWN),  # the query hangs
         (replace(GOOD, problem="gone"), 1.0, 0.5, DOWN),
         (replace(NOTHING, read_at=0.0), None, 0.5, EMPTY),
         (replace(NOTHING, problem=MISSING_TABLE), None, None, EMPTY),
@@ -172,7 +172,7 @@ def test_the_word_for_the_state(
 
 
 def read_back(csv: str) -> list[tuple[str, ...]]:
-    """Read the page's CSV as its documentation says."""
+    """Parse the page's CSV, with the apostrophe before formulas removed as documented."""
     rows = list(reader(StringIO(csv, newline="")))[1:]
     return [tuple(re.sub(r"^'(?='*[=+\-@\t\r])", "", cell) for cell in cells) for cells in rows]
 

@@ -17,7 +17,7 @@ Start = Callable[..., dict[int, int] | None]
 
 @pytest.fixture
 def start(broker: KafkaClient, topic: str, environment: dict[str, str]) -> Iterator[Start]:
-    """Decide the starting offsets of partitions for a new member: {partition: offset}; None if they have to wait."""
+    """Decide a new member's starting offsets: {partition: offset}, or None while the partitions have to wait."""
     members: list[Consumer] = []
     broker.create_topic(f"{topic}.dlq")
 
@@ -28,7 +28,7 @@ def start(broker: KafkaClient, topic: str, environment: dict[str, str]) -> Itera
         decide = StartingOffsets(member, settings, from_beginning)
         assigned = [TopicPartition(topic, number) for number in partitions]
         starts = None
-        for _ in range(2):  # the first commits what is new
+        for _ in range(2):  # the first call commits new starting offsets
             starts = eventually(lambda: answered(decide, assigned))[0]
         return None if starts is None else {at.partition: at.offset for at in starts}
 
@@ -38,7 +38,7 @@ def start(broker: KafkaClient, topic: str, environment: dict[str, str]) -> Itera
 
 
 def answered(decide: StartingOffsets, assigned: list[TopicPartition]) -> list[list[TopicPartition] | None]:
-    """Ask; nothing if Kafka could not answer, as while a group's coordinator moves."""
+    """Return the answer in a list, which is empty if Kafka cannot answer yet, for example while a coordinator moves."""
     try:
         return [decide.of(assigned)]
     except KafkaException as exception:
@@ -139,7 +139,7 @@ def test_an_offset_of_the_topic_that_was_there_before_is_none(
     late = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": environment["KAFKA_GROUP_ID"]})
     patiently(lambda: late.commit(offsets=[TopicPartition(topic, 0, 3, "topic=another")], asynchronous=False))
     assert start(0) == {0: 0}
-    late.commit(offsets=[TopicPartition(topic, 0, 3)], asynchronous=False)  # as kafka-consumer-groups writes it
+    late.commit(offsets=[TopicPartition(topic, 0, 3)], asynchronous=False)  # as kafka-consumer-groups does
     assert start(0) == {0: 3}
     late.close()
 

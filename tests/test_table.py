@@ -41,8 +41,8 @@ def test_repeated_trades_are_stored_once(table: TradesTable, database: Database)
     table.store(first)
     twice = table.store(first + second + second)
     assert (twice.inserted, twice.repeated) == (100, 200)
-    assert table.store(rows(10)).inserted == 10  # merged, as repetitions come in runs
-    assert table.store(rows(10)).inserted == 10  # and copied again
+    assert table.store(rows(10)).inserted == 10  # merged, because repeated batches tend to come in a row
+    assert table.store(rows(10)).inserted == 10  # then copied again
     assert database.count() == 220
 
 
@@ -171,7 +171,7 @@ def test_what_the_codec_lets_through_postgresql_takes(table: TradesTable, databa
 
 def test_postgresql_reads_the_usual_spellings_as_they_were_meant(table: TradesTable, database: Database) -> None:
     expected = set()
-    for number, spelling in enumerate(SPELLINGS):  # each a batch of its own: nothing else in it is unusual
+    for number, spelling in enumerate(SPELLINGS):  # a batch for each, so that it holds no other spelling
         messages = [spelled(spelling, 10 * number + 1), spelled(spelling, 10**12 * number + 2)]
         table.store(copy_rows(messages))
         expected |= set(map(expected_row, messages))
@@ -241,7 +241,7 @@ def test_a_column_that_is_given_another_type_meanwhile_is_named(
     assert database.count() == 0
 
 
-@pytest.mark.parametrize("repeats", [1, 2])  # the second is merged
+@pytest.mark.parametrize("repeats", [1, 2])  # the second batch is merged
 def test_a_table_that_is_dropped_meanwhile_is_said_to_be_missing(
     table: TradesTable, database: Database, repeats: int
 ) -> None:
@@ -342,7 +342,7 @@ def test_a_repeated_batch_waits_for_the_standby_too(own_postgres: Postgres) -> N
 
 
 class Translated(list[str]):
-    """The notices of a connection, as a server with other `lc_messages` words them."""
+    """The notices of a connection, as worded by a server with other `lc_messages`."""
 
     def append(self, notice: str) -> None:
         super().append("WARNUNG:  Warten auf synchrone Replikation wird storniert wegen Benutzeraufforderung\n")
@@ -437,7 +437,7 @@ def test_a_frozen_server_is_left_for_another(
         assert postgres.database.count() == before + 5
     finally:
         for process in frozen:
-            with suppress(psutil.NoSuchProcess):  # a worker that PostgreSQL did not need any more
+            with suppress(psutil.NoSuchProcess):  # a worker that PostgreSQL no longer needed
                 process.resume()
 
 

@@ -1,4 +1,4 @@
-"""The trade on the wire: every value is either stored as it was meant or refused with a reason."""
+"""The trade on the wire: every value is either stored as intended or refused with a reason."""
 
 import json
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ EPOCH = datetime(2000, 1, 1)  # PostgreSQL's
 
 
 def stored(*messages: bytes) -> list[Row] | None:
-    """Return the rows that COPY would make of a batch, None if it is refused."""
+    """Return the rows that COPY would store for a batch, or None if the batch is refused."""
     try:
         rows = copy_rows(messages)
     except InvalidTrade:
@@ -26,7 +26,7 @@ def stored(*messages: bytes) -> list[Row] | None:
 
 
 def row(content: bytes) -> Row:
-    """Read a row as PostgreSQL would."""
+    """Parse a row as PostgreSQL would."""
     assert content[:2] == b"\0\6", "it has another number of fields"
     fields, rest = [], content[2:]
     while rest:
@@ -42,7 +42,7 @@ def row(content: bytes) -> Row:
 
 
 def numeric(content: bytes) -> Decimal:
-    """Read a NUMERIC: how many digits to the base 10,000, the power of the first, sign, decimals, then the digits."""
+    """Parse a NUMERIC: number of base-10,000 digits, weight of the first, sign, decimals, then the digits."""
     count, weight, sign, decimals, *digits = (int.from_bytes(content[i : i + 2]) for i in range(0, len(content), 2))
     assert (count, sign, decimals) == (len(digits), 0, 2)
     assert max(digits) < 10_000

@@ -1,4 +1,4 @@
-"""Figures as people write them."""
+"""Numbers and durations as people write them."""
 
 import pytest
 
