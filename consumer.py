@@ -353,7 +353,7 @@ class TradeConsumer:
         if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
             self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
         if self.starting_offsets.made_again():
-            log.warning("⚠️  The topic %s was made again: it is read from its oldest message.", self.settings.topic)
+            log.warning("⚠️  The topic %s was recreated: reading it from its oldest message.", self.settings.topic)
             self.abandon()
             self.leave()  # librdkafka would keep the old topic's leader epochs, and never fetch again (its issue 4898)
             self.join(from_beginning=False, new_group=False)
@@ -443,7 +443,7 @@ def options() -> argparse.ArgumentParser:
     known.add_argument(
         "--from-beginning",
         action="store_true",
-        help="read the topic from its oldest trade; stored ones are not doubled",
+        help="read the topic from its oldest message; trades already stored are not duplicated",
     )
     add_option(known)
     return known
@@ -467,7 +467,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
         consumer.run()
     except KafkaException as exception:  # a fatal one, raised by on_error: no commit would succeed
         consumer.abandon()
-        again = "start it again, with a KAFKA_GROUP_INSTANCE_ID of its own if it has one"
+        again = "start it again; if KAFKA_GROUP_INSTANCE_ID is set, make it unique to this consumer"
         raise UserError(f"Kafka ended this consumer ({reason_of(exception)}): {again}") from None
     finally:
         consumer.close()

@@ -69,7 +69,7 @@ def client(kind: Callable[[dict[str, Any]], Client], config: dict[str, Any]) -> 
     try:
         return kind(CLIENT_DEFAULTS | (ADMIN_DEFAULTS if kind is AdminClient else {}) | config)
     except (KafkaException, ValueError, TypeError) as exception:
-        raise UsageError(f"a KAFKA_… variable is not right: {reason_of(exception)}") from None
+        raise UsageError(f"invalid KAFKA_… variable: {reason_of(exception)}") from None
 
 
 def wait_for_brokers(settings: Settings, patience: float | None) -> None:
@@ -221,7 +221,7 @@ def _warn_of_single_copies(admin: AdminClient, name: str) -> None:
     metadata = _metadata(admin)
     topic = metadata.topics.get(name)
     if len(metadata.brokers) >= 3 and topic and any(len(part.replicas) == 1 for part in topic.partitions.values()):
-        log.warning("⚠️  The topic %s has one copy only: whatever its broker holds is lost with it.", name)
+        log.warning("⚠️  The topic %s has a replication factor of 1: if its broker is lost, so are its messages.", name)
 
 
 def _why(reasons: Iterable[KafkaError]) -> str:

@@ -60,7 +60,7 @@ class ProducerMetrics(Metrics):
     def __init__(self, in_flight: Callable[[], int]) -> None:
         super().__init__("sent")
         self.sent = Counter("trades_sent", "Trades handed to the Kafka client.", registry=self.registry)
-        self.acknowledged = Counter("trades_acknowledged", "Trades Kafka has for certain.", registry=self.registry)
+        self.acknowledged = Counter("trades_acknowledged", "Trades acknowledged by Kafka.", registry=self.registry)
         self.errors = Counter("trades_delivery_errors", "Deliveries of trades that failed.", registry=self.registry)
         waiting = Gauge("trades_in_flight", "Trades neither acknowledged nor refused.", registry=self.registry)
         waiting.set_function(in_flight)
@@ -82,7 +82,7 @@ class ConsumerMetrics(Metrics):
         )
         self._dead_letters = Counter(
             "trades_dead_letters",
-            "Messages that went to the dead-letter topic, by exception and the column it speaks of.",
+            "Messages that went to the dead-letter topic, by exception and the column it names.",
             ["error", "column"],
             registry=self.registry,
         )
@@ -117,7 +117,7 @@ class ConsumerMetrics(Metrics):
 
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Add `--metrics-port`; its value is an `Address` or None."""
-    text = "serve metrics for Prometheus on this port, of 127.0.0.1 unless a host is given"
+    text = "serve metrics for Prometheus on this port (of 127.0.0.1 unless a host is given)"
     parser.add_argument("--metrics-port", type=_address, metavar="[HOST:]N", help=text)
 
 

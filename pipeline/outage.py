@@ -30,7 +30,7 @@ class Outage:
         elif now - self._last_said < SECONDS_BETWEEN_REMINDERS:
             return
         else:
-            log.warning("⚠️  %s: for %.0f s now: %s", self._service, now - self._began, reason)
+            log.warning("⚠️  %s: still down after %.0f s: %s", self._service, now - self._began, reason)
         self._last_said = now
 
     def end(self) -> None:

@@ -123,7 +123,7 @@ TABLE_MISSING = "the table trades is missing: restart the consumer, or run sql/*
 
 # How `trades` differs from what `sql/` describes, one row per difference. `incoming` has the columns to compare with.
 TABLE_PROBLEMS = """
-    SELECT format('the column trades.%s is %s, and has to be %s', wanted.attname,
+    SELECT format('the column trades.%s is %s but must be %s', wanted.attname,
         coalesce(format_type(found.atttypid, found.atttypmod), 'missing'),
         format_type(wanted.atttypid, wanted.atttypmod))
     FROM pg_attribute AS wanted
@@ -131,7 +131,7 @@ TABLE_PROBLEMS = """
     WHERE wanted.attrelid = 'pg_temp.incoming'::regclass AND wanted.attnum > 0
       AND (found.atttypid, found.atttypmod) IS DISTINCT FROM (wanted.atttypid, wanted.atttypmod)
     UNION ALL
-    SELECT format('the column trades.%s is NOT NULL without a default, and no trade has it', attname)
+    SELECT format('the column trades.%s is NOT NULL without a default, but trades have no such field', attname)
     FROM pg_attribute
     WHERE attrelid = to_regclass('trades') AND attnum > 0 AND attnotnull AND NOT atthasdef AND NOT attisdropped
       AND attidentity = ''

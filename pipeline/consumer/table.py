@@ -107,7 +107,7 @@ class TradesTable:
                 self._on_conflict = "ON CONFLICT DO NOTHING"
                 cursor.execute(_OTHER_KEYS)
                 for (name,) in cursor:
-                    raise TableError(f"besides the unique key {name}, this role needs SELECT (trade_id) ON trades")
+                    raise TableError(f"because of the unique key {name}, this role needs SELECT (trade_id) ON trades")
         connection.set_client_encoding("UTF8")
         connection.autocommit = True  # a COPY is its own transaction, without BEGIN and COMMIT
         return connection
@@ -143,7 +143,7 @@ class TradesTable:
             with connection.cursor() as cursor:
                 cursor.execute(_WRITE_AHEAD)
             if connection.notices:
-                raise psycopg2.OperationalError("a commit no longer waited for the standby, so it may not be there")
+                raise psycopg2.OperationalError("a commit was not waited for: the standby may not have it")
 
     def _merge(self, cursor: Cursor, rows: Sequence[bytes]) -> Stored:
         """Insert the rows with new keys, in key order, so that two consumers cannot deadlock over the same keys."""

@@ -67,7 +67,7 @@ def read(settings: Settings) -> Iterator[Message]:
         while unfinished and not stop_requested():
             message = consumer.poll(SECONDS_FOR_BROKER)
             if message is None:
-                raise UserError(f"Kafka at {settings.bootstrap_servers} does not answer any more: try again")
+                raise UserError(f"Kafka at {settings.bootstrap_servers} stopped answering: try again")
             if (error := message.error()) is None:
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:
@@ -96,7 +96,7 @@ def send(producer: Producer, settings: Settings, letters: list[Message]) -> None
 
         def on_delivery(error: KafkaError | None, _: Message, name: str = place(letter)) -> None:
             if error is not None:
-                refused.append(f"Kafka did not take {name}: {error.str()}; choose others")
+                refused.append(f"Kafka rejected {name}: {error.str()}; leave it out and try again")
 
         headers = [(name, value) for name, value in headers_of(letter) if not name.startswith(REASON_PREFIX)]
         producer.produce(settings.topic, letter.value(), letter.key(), headers=headers, on_delivery=on_delivery)
@@ -163,7 +163,7 @@ def options() -> argparse.ArgumentParser:
     known.add_argument("places", nargs="*", type=read_place, metavar="P:O", help="only those at partition:offset")
     known.add_argument("--reason", metavar="TEXT", default="", help="only those whose reason contains the text")
     known.add_argument("--replay", action="store_true", help="send the chosen ones back to KAFKA_TOPIC")
-    known.add_argument("--all", action="store_true", help="with --replay: every one that is not replayed yet")
+    known.add_argument("--all", action="store_true", help="with --replay: all that have not been replayed yet")
     return known
 
 

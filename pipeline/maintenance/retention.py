@@ -77,7 +77,7 @@ def prune_once(database_url: str, retention: timedelta) -> int:
 def main(options: argparse.Namespace, settings: Settings) -> None:
     """Make one pass, or one a minute until the user asks to stop, even through database outages."""
     if settings.retention is None:
-        raise UsageError("TRADES_RETENTION is not set, so trades are kept forever: set it, such as to 30d")
+        raise UsageError("TRADES_RETENTION is not set, so trades are kept forever: set it, for example to 30d")
     prepare_table(settings.database_url)
     total = 0
     outage = Outage("PostgreSQL")
