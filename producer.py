@@ -115,7 +115,7 @@ class TradeProducer:
         self.sent = 0  # trades handed to librdkafka
         self.acknowledged = 0  # trades of them that are in Kafka for certain
         self.refusal: KafkaError | None = None  # which waiting does not mend
-        self._returned: list[tuple[int, str, str]] = []  # (sent before it, ticker, message), to be sent anew
+        self._returned: list[tuple[int, str, str]] = []  # (sent before it, ticker, message), to be resent
         self._settings = settings
         self._topic = settings.topic
         self._lost = ""  # why the topic, or the client, is
@@ -236,7 +236,7 @@ class TradeProducer:
         ensure_topic(self._settings, self._topic, patience=None)
         self._producer = client(Producer, self._config)
         self._watch.id = ""
-        log.warning("⚠️  The topic %s: %s. What is not acknowledged is sent anew.", self._topic, self._lost)
+        log.warning("⚠️  The topic %s: %s. Unacknowledged trades are being resent.", self._topic, self._lost)
         self._lost = ""
         self._returned.sort(reverse=True)  # librdkafka does not keep the order of what it gives back
         try:

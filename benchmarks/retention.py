@@ -38,7 +38,7 @@ FILL = """
     CREATE INDEX trades_timestamp_idx ON trades (timestamp)
 """
 BATCH = 20  # trades, every 20 ms: 1,000/s
-ALONE, PRUNING, VACUUM = "alone", "beside pruning", "beside the vacuum after it"
+ALONE, PRUNING, VACUUM = "alone", "during pruning", "during the vacuum after it"
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 Milliseconds = list[float]
@@ -171,7 +171,7 @@ def at(times: Milliseconds, share: float) -> float:
 def options_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     options = parser(__doc__)
-    options.add_argument("--rows", type=int, default=20_000_000, help="trades in the table, half of them too old")
+    options.add_argument("--rows", type=int, default=20_000_000, help="trades in the table, half of them expired")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=int, default=5, help="of each half of a round")
     return options

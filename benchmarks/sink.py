@@ -203,7 +203,7 @@ def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
 
     def names(text: str) -> list[str]:
         if unknown := set(text.split(",")) - set(known):
-            raise argparse.ArgumentTypeError(f"no {','.join(sorted(unknown))}: choose of {','.join(known)}")
+            raise argparse.ArgumentTypeError(f"no {','.join(sorted(unknown))}: choose from {','.join(known)}")
         return text.split(",")
 
     return names

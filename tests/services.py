@@ -50,7 +50,7 @@ def eventually(condition: Callable[[], Result], timeout: float = 30, every: floa
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not so within {timeout:g} s (the last answer was {result!r})")
+            raise AssertionError(f"not true within {timeout:g} s (the last result was {result!r})")
         time.sleep(every)
     return result
 
@@ -363,7 +363,7 @@ class Script:
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.words}: still runs after {timeout:g} s\n{self._story()}") from None
+            raise AssertionError(f"{self.words}: still running after {timeout:g} s\n{self._story()}") from None
         self._drain()
         return self.process.returncode
 

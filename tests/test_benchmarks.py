@@ -36,7 +36,7 @@ def test_sink_compares_the_consumer_with_the_limit_in_every_spelling_and_checks_
 def test_sink_names_what_it_can_compare() -> None:
     script = Script(["-m", "benchmarks.sink", "--systems", "copy,nothing"], dict(os.environ))
     assert script.wait() == 2
-    assert "no nothing: choose of copy,consumer" in script.stderr
+    assert "no nothing: choose from copy,consumer" in script.stderr
 
 
 def test_latency_prints_percentiles_for_every_rate() -> None:
@@ -69,4 +69,4 @@ def test_memory_reads_every_process_and_draws_the_curve(tmp_path: Path) -> None:
 def test_retention_prints_what_pruning_costs_others() -> None:
     output = run("benchmarks.retention", "--rows", "20000", "--rounds", "1", "--seconds", "1")
     assert " 0 trades/s pruned" not in output
-    assert first_column(output) == ["alone", "beside pruning", "beside the vacuum after it"]
+    assert first_column(output) == ["alone", "during pruning", "during the vacuum after it"]

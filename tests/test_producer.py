@@ -233,7 +233,7 @@ def test_a_topic_that_is_lost_costs_none_of_the_trades_that_follow(
     lose(own_broker, topic, script)
     assert script.wait(60) == 0
     assert summary(script.stdout) == (120, 0)
-    assert "sent anew" in script.stderr
+    assert "being resent" in script.stderr
     lines = [match for line in script.stdout_lines if (match := TOLD.match(line))]
     delivered = sorted((line["timestamp"], line["ticker"]) for line in lines)
     assert len(delivered) == len(set(delivered)) == 120, "each is told once"

@@ -217,7 +217,9 @@ class Campaign:
             self.find(f"{len(lost):,} acknowledged messages are not in Kafka, {lost[0]} first")
         if numbers[True] < self.acknowledged:
             self.report.lost += self.acknowledged - numbers[True]
-            self.find(f"producer.py told of {self.acknowledged:,} trades, and Kafka holds {numbers[True]:,}")
+            self.find(
+                f"producer.py reported {self.acknowledged:,} trades acknowledged; Kafka holds {numbers[True]:,}"
+            )
 
     def rows(self, condition: str) -> Iterator[Row]:
         """Read the table."""
@@ -283,9 +285,9 @@ class Campaign:
             try:
                 code = script.stop(self.random.choice([signal.SIGINT, signal.SIGTERM]))
                 if code != 0:
-                    self.find(f"{script.words} left with exit code {code}: {script.stderr[-300:]}")
+                    self.find(f"{script.words} exited with code {code}: {script.stderr[-300:]}")
             except AssertionError:
-                self.find(f"{script.words} took more than ten seconds to leave: {script.stderr[-300:]}")
+                self.find(f"{script.words} took more than ten seconds to stop: {script.stderr[-300:]}")
                 script.kill()
         self.look_over(script)
 
@@ -326,7 +328,7 @@ class Campaign:
             Fault("dead-letter topic: replay killed", self.kill_replay),
             Fault("dead-letter topic: deleted", self.delete_dead_letters),
             Fault("topic: partitions added", self.add_partition, 1, lambda: self.partitions() < MOST_PARTITIONS),
-            Fault("topic: deleted and made again", self.make_topic_again),
+            Fault("topic: deleted and recreated", self.make_topic_again),
         ]
 
     def kill_consumer(self) -> None:
@@ -344,7 +346,7 @@ class Campaign:
         frozen = self.random.choice(self.consumers)
         frozen.process.send_signal(signal.SIGSTOP)
         self.flow.mark()
-        self.sleep((6.0, 11.0))  # the session times out after 6
+        self.sleep((7.0, 11.0))  # the session times out after 6
         frozen.process.send_signal(signal.SIGCONT)
 
     def remove_consumer(self) -> None:

@@ -41,7 +41,7 @@ def one_copy(seed: int) -> Report:
             for topic in (TOPIC, DEAD_LETTERS):
                 machines.elect(topic)  # otherwise Kafka might wait for the lost copy
 
-        return campaign.run([Fault("broker with the only copy: returns empty", act)])
+        return campaign.run([Fault("broker with the only copy: comes back empty", act)])
 
 
 def campaign_on(machines: Machines, seed: int) -> tuple[Campaign, Cluster]:

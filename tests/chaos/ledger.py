@@ -49,7 +49,9 @@ class Ledger:
     def compare_dead_letters(self, letters: Iterable[Letter]) -> int:
         """Compare the dead-letter topic with the messages; return how many distinct dead letters there are."""
         found = set(letters)
-        self._tell([f"a dead letter of no invalid message: {_short(letter)}" for letter in found - self.dead_letters])
+        self._tell(
+            [f"a dead letter without an invalid message: {_short(letter)}" for letter in found - self.dead_letters]
+        )
         if missing := self.dead_letters - found:
             example = _short(next(iter(missing)))
             self.findings.append(

@@ -52,7 +52,7 @@ class Page:
             try:
                 server.stop()
             except AssertionError:
-                findings.append("the dashboard took more than ten seconds to leave")
+                findings.append("the dashboard took more than ten seconds to stop")
                 server.kill()
             if "Traceback" in server.stderr:
                 findings.append(f"the dashboard printed a traceback: {server.stderr[-2000:]}")

@@ -25,9 +25,7 @@ class Report:
 
     def summary(self) -> str:
         """Return the outcome in one line."""
-        outcome = (
-            f"{len(self.findings)} findings" if self.findings else "nothing lost, nothing doubled, nothing invented"
-        )
+        outcome = f"{len(self.findings)} findings" if self.findings else "nothing lost, doubled or invented"
         worst = max((max(seconds) for seconds in self.seconds_to_flow.values()), default=0.0)
         return (
             f"seed {self.seed}: {self.done.total()} faults, {self.rows:,} rows, {outcome}; "
@@ -44,8 +42,8 @@ class Report:
             f"Kafka holds {self.messages:,} messages, {self.acknowledged:,} of them known to be acknowledged\n"
             f"Found, after {self.seconds_to_catch_up:.0f} s to catch up: {self.rows:,} rows, "
             f"{self.dead_letters:,} different dead letters"
-            f"{f', {self.repeats:,} trades of which Kafka holds two' if self.repeats else ''}\n"
-            f"{found or '  ✅ nothing lost, nothing doubled, nothing invented'}"
+            f"{f', {self.repeats:,} trades that Kafka holds twice' if self.repeats else ''}\n"
+            f"{found or '  ✅ nothing lost, doubled or invented'}"
         )
 
     def _fault(self, fault: str) -> str:
