@@ -217,9 +217,7 @@ class Campaign:
             self.find(f"{len(lost):,} acknowledged messages are not in Kafka, {lost[0]} first")
         if numbers[True] < self.acknowledged:
             self.report.lost += self.acknowledged - numbers[True]
-            self.find(
-                f"producer.py reported {self.acknowledged:,} trades acknowledged; Kafka holds {numbers[True]:,}"
-            )
+            self.find(f"producer.py reported {self.acknowledged:,} trades acknowledged; Kafka holds {numbers[True]:,}")
 
     def rows(self, condition: str) -> Iterator[Row]:
         """Read the table."""
