@@ -1,24 +1,24 @@
-"""Publish stock trades to Kafka: those of a small, believable market, or recorded ones.
+"""Publish stock trades to Kafka, from a small simulated market or from a recording.
 
-    python producer.py                              # one trade a second, each printed with its delivery
+    python producer.py                              # one trade a second, each printed once delivered
     python producer.py --rate 5000                  # 5,000 a second, evenly spread; one line a second
     python producer.py --rate max --count 1000000   # a million, as fast as Kafka takes them
     python producer.py --seed 7 --count 100         # the same hundred trades every time
 
-    python producer.py --replay trades.csv                # recorded trades, at the pace at which they happened
-    python producer.py --replay trades.csv.gz --speed 10  # ten minutes in one; --speed max: as fast as Kafka takes them
+    python producer.py --replay trades.csv                # recorded trades, at their original pace
+    python producer.py --replay trades.csv.gz --speed 10  # ten times as fast; --speed max: as fast as Kafka takes them
     python producer.py --replay trades.jsonl --now        # as if they happened now: with new ids and times
 
 A recording is CSV with the columns of the table (trade_id,ticker,price,volume,side,timestamp, in any order), JSON lines
 as kafka-console-consumer prints them, either of them gzipped, or Parquet. Ctrl-C prints the --skip to resume with.
 
-What is guaranteed, on the lines marked [n]:
-  [1] no trade is lost, doubled or put out of its ticker's order between here and Kafka, however often a request has
-      to be retried or a broker is away: the producer is idempotent and never gives up on a trade. (A known defect of
-      librdkafka, its issue 4953, can double one when a partition's leader changes, and so can an operator who deletes
-      the topic meanwhile; the table has it once all the same.)
-  [2] when Kafka is slower than the trades, they wait. Nothing is thrown away to keep the pace.
-  [3] only what Kafka has acknowledged is counted as acknowledged.
+Guarantees, kept on the lines marked [n]:
+  [1] no trade is lost, duplicated or reordered within its ticker on the way to Kafka, however often a request is
+      retried or a broker is down: the producer is idempotent and never gives up on a trade. (A known librdkafka bug,
+      issue 4953, can duplicate a trade when a partition's leader changes, and so can an operator who deletes the
+      topic meanwhile; the table still stores it only once.)
+  [2] when Kafka cannot keep up, trades wait. None is thrown away to keep the pace.
+  [3] only trades that Kafka has acknowledged are counted as acknowledged.
 """
 
 from pipeline.stop import stop_requested, take_signals
@@ -53,30 +53,30 @@ from pipeline.settings import Settings
 from pipeline.trade import READABLE_RATE, decode, describe, encode
 from pipeline.user_error import UsageError, UserError
 
-NOMINAL_RATE = 250_000  # trades/s at which time passes for `--rate max --seed N`
-ANY_PARTITION = -1  # of the topic: the ticker decides
-CHUNK = 500  # trades between two looks at the clock
-SECONDS_FOR_BROKER = 30.0  # that a start waits for Kafka
-SECONDS_TO_STOP = 10.0  # that a stop waits for acknowledgements
-SECONDS_OF_SILENCE = 3.0  # without an acknowledgement that are an outage
-SECONDS_UNNOTICED = 0.1  # that a stop may go unnoticed
+NOMINAL_RATE = 250_000  # trades/s that the market's clock assumes for `--rate max --seed N`
+ANY_PARTITION = -1  # the key decides, which is the ticker
+CHUNK = 500  # trades between two checks of the clock
+SECONDS_FOR_BROKER = 30.0  # how long a start waits for Kafka
+SECONDS_TO_STOP = 10.0  # how long a stop waits for acknowledgements
+SECONDS_OF_SILENCE = 3.0  # without an acknowledgement before it is an outage
+SECONDS_UNNOTICED = 0.1  # how long a stop may go unnoticed
 
 KAFKA_DEFAULTS: dict[str, Any] = PRODUCER_DEFAULTS | {
     "enable.idempotence": True,  # [1]
-    "request.timeout.ms": 5000,  # after which a broker that does not answer is left for its successor
-    "linger.ms": 1,  # that a trade waits for others to share its request
+    "request.timeout.ms": 5000,  # then an unresponsive broker is abandoned for its successor
+    "linger.ms": 1,  # how long a trade waits for others to share its request
     "statistics.interval.ms": 1000,  # for the metrics
-    "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # a fatal error is raised, too
+    "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # silent: fatal errors are raised anyway
 }
-FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than they save the trades
+FULL_SPEED = {"linger.ms": 5}  # small requests would cost the broker more than the latency they save
 
 log = logging.getLogger(__name__)
 
-Tape = Callable[[int], Trades]  # makes so many trades, now
+Tape = Callable[[int], Trades]  # makes the given number of trades, dated now
 
 
 def open_market(seed: int | None, rate: float) -> Tape:
-    """Return a market's tape. With a seed, time passes there by the trade and not by the clock: prices repeat, too."""
+    """Return a market's tape. With a seed, market time advances per trade, not by the clock, so prices repeat, too."""
     fake = Faker()
     if seed is None:
         return TradeProvider(fake).trade_messages
@@ -86,7 +86,7 @@ def open_market(seed: int | None, rate: float) -> Tape:
 
 
 def market_steps(tape: Tape, rate: float, count: int) -> Iterator[Step]:
-    """Make trades at a rate (trades/s), the first of them alone."""
+    """Yield trades at a rate (trades/s), the first one alone."""
     unit = 0.0 if count == sys.maxsize else 1 / count
     yield Step(tape(1), share=unit)
     pace, made = Pace(rate, time.monotonic()), 1
@@ -97,7 +97,7 @@ def market_steps(tape: Tape, rate: float, count: int) -> Iterator[Step]:
 
 
 def as_if_now(steps: Iterable[Step], tape: Tape) -> Iterator[Step]:
-    """Give recorded trades the ids and timestamps of trades that the market makes at this moment."""
+    """Yield recorded trades with new ids and timestamps: those of trades that the market makes at this moment."""
     for step in steps:
         present = [decode(message) for _, message in tape(len(step.trades))]
         trades = [
@@ -108,29 +108,29 @@ def as_if_now(steps: Iterable[Step], tape: Tape) -> Iterator[Step]:
 
 
 class TradeProducer:
-    """Sends trades to Kafka and counts what becomes of them."""
+    """Sends trades to Kafka and keeps count of their delivery."""
 
     def __init__(self, settings: Settings, rate: float, whole: str = "") -> None:
-        """Connect in the background. `whole` names what there is to send. Raises `UsageError` for a wrong setting."""
+        """Connect in the background. `whole` names all there is to send. Raises `UsageError` for an invalid setting."""
         self.sent = 0  # trades handed to librdkafka
-        self.acknowledged = 0  # trades of them that are in Kafka for certain
-        self.refusal: KafkaError | None = None  # which waiting does not mend
+        self.acknowledged = 0  # of those, trades that are certain to be in Kafka
+        self.refusal: KafkaError | None = None  # an error that waiting does not fix
         self._returned: list[tuple[int, str, str]] = []  # (sent before it, ticker, message), to be resent
         self._settings = settings
         self._topic = settings.topic
-        self._lost = ""  # why the topic, or the client, is
+        self._lost = ""  # why the topic or the client is lost
         self._print_each = rate <= READABLE_RATE
         self._whole, self._share = whole, 0.0
         self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self._reason = ""  # why a broker could not be reached
         self._began = self._second_began = time.monotonic()
-        self._sent_before = self._acknowledged_before = 0  # then
-        self._silent_for = 0.0  # seconds that trades wait for the next acknowledgement
+        self._sent_before = self._acknowledged_before = 0  # when the second began
+        self._silent_for = 0.0  # seconds that trades have waited for an acknowledgement
         self.metrics = ProducerMetrics(in_flight=lambda: self.in_flight)
         callbacks = {
             "error_cb": self._on_error,
             "stats_cb": self.metrics.on_statistics,
-            "delivery.report.only.error": not self._print_each,  # Python called once a trade would halve the speed
+            "delivery.report.only.error": not self._print_each,  # a Python callback per trade would halve the speed
         }
         self._config = KAFKA_DEFAULTS | (FULL_SPEED if rate == MAX else {}) | settings.kafka | callbacks
         self._producer = client(Producer, self._config)
@@ -138,7 +138,7 @@ class TradeProducer:
 
     @property
     def errors(self) -> int:
-        """Trades that librdkafka has given back, undelivered."""
+        """Trades that librdkafka has returned undelivered."""
         return len(self._returned)
 
     @property
@@ -148,15 +148,15 @@ class TradeProducer:
 
     @property
     def done(self) -> int:
-        """Trades after which a recording has to go on: those before the first that was not delivered."""
+        """Trades sent before the first undelivered one: a recording resumes after them."""
         return min(self._returned)[0] if self._returned else self.sent
 
     def run(self, steps: Iterable[Step]) -> None:
-        """Send until everything is acknowledged, the user wants to stop, or Kafka refuses for good."""
+        """Send until everything is acknowledged, the user asks to stop, or Kafka refuses for good."""
         for number, step in enumerate(steps):
             self._share = step.share
             self._send(step.trades)
-            if number == 0:  # takes up to a second: better a few trades wait for the connection than thousands
+            if number == 0:  # connecting takes up to a second: let a few trades wait for it, not thousands
                 self._await_acknowledgements()
                 self._second_began = time.monotonic()
             self._serve(min(step.seconds, SECONDS_UNNOTICED))
@@ -165,10 +165,10 @@ class TradeProducer:
         self._await_acknowledgements()
 
     def close(self) -> None:
-        """Wait for the acknowledgements that are still missing, then sum up."""
+        """Wait for outstanding acknowledgements, then print a summary."""
         if self.refusal is None:
             self._producer.flush(SECONDS_TO_STOP)
-        self._producer.purge()  # reports what is left as not delivered
+        self._producer.purge()  # reports the rest as undelivered
         self._producer.flush(SECONDS_TO_STOP)
         self._count_acknowledged()
         lost = self.sent - self.acknowledged
@@ -177,7 +177,7 @@ class TradeProducer:
         print(f"{sign} {self.acknowledged:,} trades acknowledged by Kafka in {seconds:.1f} s, {lost:,} not delivered.")
 
     def _send(self, trades: Trades) -> None:
-        """Hand trades to librdkafka. While its queue is full, or there is no topic, they wait [2]."""
+        """Hand trades to librdkafka. They wait while its queue is full or the topic is missing [2]."""
         produce, topic, on_delivery = self._producer.produce, self._topic, partial(self._on_delivery, self.sent, trades)
         for ticker, message in trades:
             while True:
@@ -191,7 +191,7 @@ class TradeProducer:
                 self._serve(SECONDS_UNNOTICED)
                 if self._ending():
                     return
-                produce = self._producer.produce  # which may be another one's now
+                produce = self._producer.produce  # `_serve` may have replaced the client
             self.sent += 1
 
     def _await_acknowledgements(self) -> None:
@@ -202,7 +202,7 @@ class TradeProducer:
         return stop_requested() or self.refusal is not None
 
     def _serve(self, seconds: float) -> None:
-        """Let librdkafka report for so long, or until it has; once a second, say how things are."""
+        """Wait up to `seconds` for librdkafka's reports; once a second, check for an outage and print progress."""
         self._producer.poll(seconds)
         self._count_acknowledged()
         passed = time.monotonic() - self._second_began
@@ -219,16 +219,16 @@ class TradeProducer:
             self._renew()
 
     def _renew(self) -> None:
-        """Make the topic again if nobody has, and send there what is not acknowledged, with a new client.
+        """Recreate the topic unless somebody has, and resend unacknowledged trades to it with a new client.
 
-        The old one would fail its trades or, on several brokers, offer them to the old topic's leaders for ever:
+        The old client would fail its trades or, with several brokers, offer them to the old topic's leaders forever:
         https://github.com/confluentinc/librdkafka/issues/4898
         """
-        deadline = time.monotonic() + SECONDS_OF_SILENCE  # for whoever deleted it to make it as they want it
+        deadline = time.monotonic() + SECONDS_OF_SILENCE  # for whoever deleted it to recreate it their way
         while (self._returned or len(self._producer)) and time.monotonic() < deadline and not stop_requested():
             self._producer.poll(SECONDS_UNNOTICED)
-        self._producer.purge()  # returns what is left
-        while self._producer.flush(SECONDS_UNNOTICED):  # what was on its way between two queues then, too
+        self._producer.purge()  # returns the rest
+        while self._producer.flush(SECONDS_UNNOTICED):  # and trades that were between two queues at that moment
             if stop_requested():
                 return
             self._producer.purge()
@@ -238,7 +238,7 @@ class TradeProducer:
         self._watch.id = ""
         log.warning("⚠️  The topic %s: %s. Unacknowledged trades are being resent.", self._topic, self._lost)
         self._lost = ""
-        self._returned.sort(reverse=True)  # librdkafka does not keep the order of what it gives back
+        self._returned.sort(reverse=True)  # librdkafka returns trades out of order
         try:
             while self._returned:
                 sent_before, ticker, message = self._returned[-1]
@@ -249,9 +249,9 @@ class TradeProducer:
             self._note(exception.args[0])
 
     def _note(self, error: KafkaError) -> None:
-        """Tell a message that Kafka refuses from one that librdkafka cannot deliver: it may have lost the topic.
+        """Record an error: Kafka refuses a trade, or librdkafka cannot deliver it and may have lost the topic.
 
-        Its own errors are negative: https://github.com/confluentinc/librdkafka/blob/master/src/rdkafka.h
+        librdkafka's own errors are negative: https://github.com/confluentinc/librdkafka/blob/master/src/rdkafka.h
         """
         if error.code() < 0 or error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             self._lost = error.str()
@@ -259,11 +259,11 @@ class TradeProducer:
             self.refusal = error
 
     def _count_acknowledged(self) -> None:
-        """[3] Count what is sent and neither with librdkafka any more nor given back by it.
+        """[3] Count the trades sent that librdkafka neither still holds nor has returned.
 
-        len() also counts events that wait for poll(), of which an outage has many, so at times this is less than what
-        is acknowledged, and less than before. It is never more, so the most it ever was holds; and nothing is missing
-        from it once the queue is empty.
+        len() also counts events waiting for poll(), and an outage causes many, so the difference can be too low, even
+        lower than before, but never too high. Its maximum so far is therefore a safe count, and an exact one once the
+        queue is empty.
         """
         self.acknowledged = max(self.acknowledged, self.sent - len(self._producer) - self.errors)
 
@@ -277,7 +277,7 @@ class TradeProducer:
             self._outage.report(self._reason or "no acknowledgements")
 
     def _print_second(self, passed: float) -> None:
-        if self._print_each or self.sent == 1:  # which waits for the connection
+        if self._print_each or self.sent == 1:  # the first trade waits for the connection
             return
         print(
             f"📤 {(self.sent - self._sent_before) / passed:,.0f} trades/s; {self.sent:,} sent, {self.acknowledged:,} "
@@ -286,14 +286,14 @@ class TradeProducer:
         )
 
     def _progress(self) -> str:
-        """Tell how much of the whole is sent, and how long the rest will take."""
+        """Return, in words, how much of the whole is sent and how long the rest will take."""
         if not self._share:
             return ""
         left = (time.monotonic() - self._began) * (1 - self._share) / self._share
         return f"; {self._share:.0%} of {self._whole}, {timedelta(seconds=round(left))} left"
 
     def _on_delivery(self, first: int, trades: Trades, error: KafkaError | None, message: Message) -> None:
-        """Take note of one of these trades that was not delivered, or print it. `first` were sent before them."""
+        """Print one of these trades, or record that it was not delivered. `first` trades were sent before them."""
         if error is not None:
             trade = message.key().decode(), message.value().decode()
             self._returned.append((first + trades.index(trade), *trade))
@@ -301,14 +301,14 @@ class TradeProducer:
             if error.code() not in PURGED:
                 self._note(error)
             return
-        # Kafka does not say the offset of a message that it was sent twice, and has once.
+        # Kafka reports no offset for a message that it was sent twice and stored once.
         offset = "unknown" if message.offset() is None else message.offset()
         place = f"{message.topic()}, partition {message.partition()}, offset {offset}"
         print(f"📤 {describe(decode(message.value()))}  → {place}{self._progress()}", flush=True)
 
     def _on_error(self, error: KafkaError) -> None:
         """Note why a broker cannot be reached; librdkafka retries. Fatal errors are raised by poll() instead."""
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows on the one that says why
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # it follows the error that says why
             self._reason = error.str()
 
 
@@ -344,7 +344,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the command line's options; a wrong one is one line, exit code 2."""
+    """Return the command-line parser; a wrong option ends it with one line and exit code 2."""
     known = parser(__doc__)
     source = known.add_mutually_exclusive_group()
     source.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
@@ -363,7 +363,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def read_rate(text: str) -> float:
-    """Read a number above 0, or max for as many or as fast as Kafka takes."""
+    """Parse a number above 0, or max for as many or as fast as Kafka takes."""
     if text == "max":
         return MAX
     if not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= MAX:
@@ -372,7 +372,7 @@ def read_rate(text: str) -> float:
 
 
 def read_count(text: str, least: int = 1) -> int:
-    """Read a number of trades."""
+    """Parse a number of trades."""
     if not text.isdecimal() or not least <= int(text) < sys.maxsize:
         raise argparse.ArgumentTypeError(f"{text}: give a number of trades, such as 1000")
     return int(text)

@@ -1,1 +1,1 @@
-"""What producer.py is made of: what prices do, how fast they go out."""
+"""The parts of producer.py: the market and its trades, recordings, the pace at which they are sent."""

@@ -1,8 +1,8 @@
-"""What prices do: a small market of seven shares. `tape.py` prints its trades.
+"""How prices move: a small market of seven shares. `tape.py` formats its trades.
 
 Fair prices and their volatility move with *time*, so a thousand times more trades a second do not make a thousand times
 larger moves. Sides and spreads change from *trade to trade*, as orders eat into the book and it fills up again: they
-move a price by some cents and never carry it away. Together they show the stylised facts of R. Cont, "Empirical
+move a price by a few cents and cause no drift. Together they show the stylised facts of R. Cont, "Empirical
 properties of asset returns", Quantitative Finance 1 (2001) 223–236, and R. Roll's bid–ask bounce, Journal of Finance 39
 (1984) 1127–1139; `tests/test_market.py` holds each to its bound.
 """
@@ -21,7 +21,7 @@ class Listing(NamedTuple):
     daily_volatility: float  # standard deviation of the log return of one session
     spread: int  # cents between bid and ask while the book is full
     volume: int  # shares; the median trade
-    activity: int  # of 256 trades in this market, how many are in this share
+    activity: int  # how many of 256 trades in this market are in this share
 
 
 LISTINGS = (
@@ -35,9 +35,9 @@ LISTINGS = (
 )
 
 SESSION = 23_400.0  # seconds from New York's opening bell to the close
-REVERSION = 5 * SESSION  # seconds in which a price forgets 63 % of its distance from its level
+REVERSION = 5 * SESSION  # seconds in which a price loses 63 % of its distance from its level
 
-# The market's pull on each share: two of them correlate by its square, as large technology shares do.
+# The weight of the market in each share's moves; its square is the correlation between two large technology shares.
 MARKET_LOAD = 0.65
 
 # Volatility is a product of two log-normal factors (standard deviation of the logarithm, seconds of memory):
@@ -45,30 +45,30 @@ MARKET_LOAD = 0.65
 MOOD = (0.35, 900.0)
 FLURRY = (0.45, 30.0)
 
-# Of 256 trades in a share, how many are followed by one on the other side, and by one at another depth of the book.
+# After how many of 256 trades in a share the side changes, a full book becomes thin, and a thin one full.
 SIDE_CHANGES, BOOK_THINS, BOOK_FILLS = 64, 1, 4
-THIN = 5  # times the usual spread is that of a thin book
+THIN = 5  # spread of a thin book, as a multiple of the full book's
 
 LOT = 100  # shares
-ODD_LOTS = 8  # one size in so many is not a whole number of lots
+ODD_LOTS = 8  # one volume in this many is not rounded to lots
 VOLUME_SPREAD = 1.1  # standard deviation of a volume's logarithm
 
-QUOTE_LIFE = 10_000_000  # nanoseconds until quotes are renewed: far below what an eye can follow
+QUOTE_LIFE = 10_000_000  # nanoseconds until quotes are renewed: far less than the eye can follow
 
 
 class Quote:
-    """One side of a share's book while that is full or thin: where a trade may print."""
+    """One side of a share's book, full or thin: a price at which it may trade."""
 
     def __init__(self, ticker: str, side: str, offset: int) -> None:
         self.ticker = ticker
-        self.side = side  # of the trades that print here
+        self.side = side  # of the trades at this quote
         self.offset = offset  # cents above the bid of a full book
         self.successors: list[Quote] = []  # the 256 equally likely quotes of the share's next trade
-        self.price_text, self.volume_texts = "", [""]  # as tape.py prints them
+        self.price_text, self.volume_texts = "", [""]  # formatted by tape.py
 
 
 class Share:
-    """One share's present state."""
+    """One share's current state."""
 
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
@@ -78,18 +78,18 @@ class Share:
 
     @property
     def bid(self) -> int:
-        """Cents; the bid of a full book, whose middle is the fair price."""
+        """The bid of a full book, in cents; the fair price is halfway between bid and ask."""
         return int(100 * self.listing.price * exp(self.deviation) - (self.listing.spread - 1) / 2)
 
     @property
     def median_volume(self) -> int:
-        """Shares; the busier the share, the larger its trades, in steps of half a standard deviation of flurry."""
+        """The median trade, in shares: larger in a busier share, in steps of half a standard deviation of flurry."""
         busy = min(max(round(2 * self.flurry / FLURRY[0]) / 2, -1.0), 1.0)
         return round(self.listing.volume * exp(1.5 * FLURRY[0] * busy))
 
 
 class Market:
-    """All shares, and how their prices live on with time."""
+    """All shares, and how their prices evolve over time."""
 
     def __init__(self, random: Random) -> None:
         self.shares = [Share(listing) for listing in LISTINGS]
@@ -99,7 +99,7 @@ class Market:
         self._mood = 0.0  # logarithm of the whole market's volatility factor
 
     def move(self, moment: int) -> bool:
-        """Let the market live until `moment` (ns), exactly, however long that is; tell whether its quotes are new.
+        """Advance the market to `moment` (ns), exact for a step of any length; return whether its quotes are new.
 
         Volatility factors and deviations are Ornstein–Uhlenbeck processes, stepped by their transition law (D. T.
         Gillespie, Physical Review E 54 (1996) 2084–2091). Prices are therefore stationary: the standard deviation of
@@ -109,13 +109,13 @@ class Market:
         if 0 <= elapsed < QUOTE_LIFE:
             return False
         self._moment = moment
-        seconds = max(0, elapsed) / 1e9  # none at first, and a clock that was set back does not undo moves
+        seconds = max(0, elapsed) / 1e9  # none at first; a clock that was set back does not undo moves
         shock = self._random.gauss
         self._mood = _revert(self._mood, *MOOD, seconds, shock(0, 1))
         common = shock(0, 1)
         for share in self.shares:
             share.flurry = _revert(share.flurry, *FLURRY, seconds, shock(0, 1))
-            volatility = exp(self._mood + share.flurry - MOOD[0] ** 2 - FLURRY[0] ** 2)  # 1 in the mean of its square
+            volatility = exp(self._mood + share.flurry - MOOD[0] ** 2 - FLURRY[0] ** 2)  # its mean square is 1
             sway = share.listing.daily_volatility * sqrt(REVERSION / 2 / SESSION) * volatility
             surprise = MARKET_LOAD * common + sqrt(1 - MARKET_LOAD**2) * shock(0, 1)
             share.deviation = _revert(share.deviation, sway, REVERSION, seconds, surprise)
@@ -130,7 +130,7 @@ def volumes(median: int) -> list[int]:
 
 
 def _book(ticker: str, spread: int) -> list[Quote]:
-    """Return bid and ask of a full and of a thin book, each with the quotes that may succeed it."""
+    """Return the bid and ask of a full and of a thin book, each with the quotes that may follow it."""
     wider = (THIN - 1) * spread // 2  # cents further out
     full = [Quote(ticker, "sell", 0), Quote(ticker, "buy", spread)]
     thin = [Quote(ticker, "sell", -wider), Quote(ticker, "buy", spread + wider)]
@@ -142,6 +142,6 @@ def _book(ticker: str, spread: int) -> list[Quote]:
 
 
 def _revert(value: float, deviation: float, memory: float, seconds: float, shock: float) -> float:
-    """Step an Ornstein–Uhlenbeck process with this stationary standard deviation and memory by so many seconds."""
+    """Step an Ornstein–Uhlenbeck process by `seconds`, given its stationary standard deviation and memory (seconds)."""
     kept = exp(-seconds / memory)
     return value * kept + deviation * sqrt(1 - kept * kept) * shock

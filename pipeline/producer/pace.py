@@ -1,14 +1,14 @@
-"""A steady rate: how many trades are due, and how long until the next one is."""
+"""A steady rate: how many trades are due now, and how long to wait for the next one."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX = 1e9  # trades/s, or times the recorded pace; more than any broker takes
-CATCH_UP = 0.05  # how much faster than the rate it may always go to make up for lost time
-BURST = 0.008  # seconds' worth of trades that may go at once
+CATCH_UP = 0.05  # how much faster than the rate it may always send, to make up for lost time
+BURST = 0.008  # seconds' worth of trades that may be sent at once
 TICK = 0.001  # seconds; a shorter sleep costs more than it evens out
 
-Trades = Sequence[tuple[str, str]]  # ticker and JSON of one after the other
+Trades = Sequence[tuple[str, str]]  # the ticker and JSON of each
 
 
 class Step(NamedTuple):
@@ -16,7 +16,7 @@ class Step(NamedTuple):
 
     trades: Trades  # to send
     seconds: float = 0.0  # until the next ones are due
-    share: float = 0.0  # of all there is to send that is sent then; stays 0 where there is no end
+    share: float = 0.0  # of everything to send, the fraction sent after this step; stays 0 if there is no end
 
 
 class Pace:
@@ -29,11 +29,11 @@ class Pace:
     def __init__(self, rate: float, now: float) -> None:
         self._rate = rate
         self._checked = now
-        self._owed = 0.0  # trades that the clock asks for
-        self._allowed = 0.0  # trades of them that may go by now
+        self._owed = 0.0  # trades that are due by the clock
+        self._allowed = 0.0  # of those, trades that may be sent by now
 
     def due(self, now: float, at_most: int) -> int:
-        """Return how many trades to send now; that they are sent is taken for granted."""
+        """Return how many trades to send now, and count them as sent."""
         passed = (now - self._checked) * self._rate
         self._checked = now
         self._owed = min(self._owed + passed, max(self._rate, 1.0))

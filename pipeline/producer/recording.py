@@ -1,7 +1,7 @@
-"""Recorded trades, read from a file at the pace at which they happened, or at another.
+"""Recorded trades, read from a file at their original pace or any other.
 
-CSV with the table's column names and JSON lines, gzipped or not, and Parquet: the first bytes tell which, not the name.
-Files are streamed, so they may be larger than memory. A trade is valid here if the consumer would store it.
+Reads CSV with the table's column names, JSON lines, either of them gzipped, and Parquet, recognized by the first bytes,
+not the name. Files are streamed, so they may be larger than memory. A trade is valid if the consumer would store it.
 """
 
 import csv
@@ -24,11 +24,11 @@ from pipeline.producer.pace import MAX, Step
 from pipeline.trade import COLUMNS, InvalidTrade, Trade, decode_all, encode, in_utc, rows_of
 from pipeline.user_error import UsageError
 
-LINES_AT_ONCE = 1000  # more would not fit in the cache of the processor, and be a quarter slower
-OVERDUE = 1.0  # seconds' worth of late trades that are sent at once; a longer delay shifts what follows
+LINES_AT_ONCE = 1000  # more would not fit in the processor's cache and would be a quarter slower
+OVERDUE = 1.0  # seconds' worth of late trades sent at once; a longer delay shifts everything that follows
 DAMAGES = (OSError, EOFError, zlib.error, csv.Error, ValueError, NotImplementedError)  # the last two are Parquet's
-NOT_A_FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")  # how the page's CSV keeps spreadsheets from running a text
-COMPLAINTS = 20  # how many invalid lines are reported one by one
+NOT_A_FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")  # how the dashboard's CSV keeps spreadsheets from running text
+COMPLAINTS = 20  # invalid lines that are reported one by one
 
 Record = bytes | dict[str, str]  # JSON, or text by column; empty if the line has too few or too many cells
 Records = list[tuple[int, Record]]  # numbered by line, from 1
@@ -38,26 +38,26 @@ class Recording:
     """An open file of trades, to be read once."""
 
     def __init__(self, path: str, strict: bool = False) -> None:
-        """With `strict` the first invalid line ends the reading. Raises `UsageError`, as `steps` does."""
+        """Open the file; with `strict`, the first invalid line ends reading. Raises `UsageError`, as `steps` does."""
         self.path = path
         self.finished = False
         self.left_out = 0  # invalid lines
         self._strict = strict
-        self._size = self._rows = 0  # of the file in bytes; of a Parquet file, which is not read straight through
+        self._size = self._rows = 0  # the file's bytes; the rows of a Parquet file, which is not read sequentially
         batches = self._read()
-        self._batches = chain([next(batches)], batches)  # what is wrong with the file shows at once
+        self._batches = chain([next(batches)], batches)  # an unreadable file fails at once
 
     def steps(self, speed: float, count: int, skip: int) -> Iterator[Step]:
-        """Yield trades when they are due: in the file's order, the gaps between their times divided by `speed`.
+        """Yield trades when they are due: in the file's order, with the gaps between them divided by `speed`.
 
-        The first `skip` are left out, `count` are sent. Where the times go back there is no gap.
+        Skip the first `skip`, then send `count`. A timestamp earlier than the one before it makes no gap.
         """
         began, due, before, share_before = monotonic(), 0.0, float("inf"), 0.0
         for trades, share in ((trades, share) for records, share in self._batches for trades in self._valid(records)):
             skip, trades = max(0, skip - len(trades)), trades[skip : skip + count]
             messages: list[tuple[str, str]] = []
             for number, trade in enumerate(trades):
-                if speed < MAX:  # or nobody asks when it happened
+                if speed < MAX:  # at full speed, timestamps do not matter
                     moment = in_utc(datetime.fromisoformat(trade.timestamp)).timestamp()
                     due += max(0.0, moment - before) / speed
                     before = moment
@@ -74,11 +74,11 @@ class Recording:
         self.finished = True
 
     def _valid(self, records: Records) -> Iterator[list[Trade]]:
-        """Yield the valid trades; an invalid one is searched for by halves, as most batches have none."""
+        """Yield the valid trades; an invalid one is found by bisection, as most batches have none."""
         try:
             trades = _trades([record for _, record in records])
-            rows_of(trades)  # for what it refuses
-        except ValueError as reason:  # InvalidTrade, or no Unicode
+            rows_of(trades)  # for the checks it makes
+        except ValueError as reason:  # InvalidTrade, or text that is not Unicode
             if middle := len(records) // 2:
                 yield from self._valid(records[:middle])
                 yield from self._valid(records[middle:])
@@ -100,7 +100,7 @@ class Recording:
         return self._file.tell() / self._size if self._size else 0.0
 
     def _read(self) -> Iterator[tuple[Records, float]]:
-        """Yield records, and the share of the file that is read with them.
+        """Yield batches of records, each with the share of the file that has been read by then.
 
         Raises `UsageError` for a damaged file or one without trades.
         """
@@ -113,10 +113,10 @@ class Recording:
                 records.append((line, record))
                 if len(records) == LINES_AT_ONCE:
                     yield records, self._share(line)
-                    records.clear()  # they are used by now; two batches would not fit in the cache either
+                    records.clear()  # already used; two batches would not fit in the cache
         except DAMAGES as error:
             if line:
-                yield records, 1.0  # what comes before the damage is sent, too
+                yield records, 1.0  # trades before the damage are still sent
             place = f"cannot be read on after line {line}" if line else "cannot be read"
             reason = getattr(error, "strerror", None) or first_line(error)
             raise UsageError(f"{self.path} {place}: {reason}") from None
@@ -161,7 +161,7 @@ class Recording:
 
 
 def _trades(records: list[Record]) -> list[Trade]:
-    """Return the trades of some records, all at once, which takes half the time."""
+    """Convert records to trades, all at once, which takes half the time."""
     if not all(records):
         raise InvalidTrade("it has not as many cells as the first line")
     try:

@@ -1,4 +1,4 @@
-"""Prints the market's trades, fast: a Faker provider.
+"""Formats the market's trades, fast: a Faker provider.
 
 fake = Faker()
 fake.add_provider(TradeProvider)
@@ -18,10 +18,10 @@ from faker.providers import BaseProvider
 from pipeline.producer.market import LISTINGS, Market, volumes
 from pipeline.trade import Trade, decode
 
-CLOCK_SET_BACK = 1000  # microseconds; less than that, trades were made faster than one a microsecond
+CLOCK_SET_BACK = 1000  # microseconds; a smaller step back only means more than one trade per microsecond
 
-# The microseconds of a millisecond, formatted once and not once a trade: the end of a timestamp and of the JSON, and
-# the 12 bits of an id that order it within its millisecond (RFC 9562, 6.2, method 3).
+# The microseconds of a millisecond, formatted once instead of per trade: as the end of a timestamp and of the JSON, and
+# as the 12 bits that order an id within its millisecond (RFC 9562, 6.2, method 3).
 STAMP_ENDS = [f'{microsecond:03}Z"}}' for microsecond in range(1000)]
 ID_FRACTIONS = [f"{microsecond * 4096 // 1000:03x}" for microsecond in range(1000)]
 
@@ -29,9 +29,9 @@ ID_FRACTIONS = [f"{microsecond * 4096 // 1000:03x}" for microsecond in range(100
 class TradeProvider(BaseProvider):
     """Makes trades: `fake.trade()`, or `fake.trade_messages()` where speed matters.
 
-    `clock` returns nanoseconds since 1970 and stamps the trades. `market_clock`, when given, is what moves prices in
-    its place, asked once a trade: with one that depends on nothing but how often it was asked, a seed reproduces every
-    price to the cent. Tickers, sides and the random bits of the ids follow from the seed in any case.
+    `clock` returns nanoseconds since 1970 and stamps the trades. `market_clock`, if given, moves prices in its place
+    and is read once per trade: if it depends only on how often it has been read, a seed reproduces every price to the
+    cent. Tickers, sides and the random bits of the ids follow from the seed in any case.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class TradeProvider(BaseProvider):
         super().__init__(generator)
         self._clock = clock
         self._market_clock = market_clock
-        self._moment = self._id_moment = 0  # microseconds since 1970; of the latest trade
+        self._moment = self._id_moment = 0  # of the latest trade, in microseconds since 1970
 
     @cached_property
     def _drawn(self) -> tuple[Market, str, Iterator[tuple[str, int, int, int]]]:
-        """The market, the middle of its ids, and its chances, drawn for the first trade: until then, a seed counts."""
+        """The market, the middle of its ids, and its chances; drawn at the first trade, so seed before that."""
         random = self.generator.random
         market = Market(Random(random.getrandbits(64)))  # its moves must not shift other draws
         id_middle = f"-{0x8000 | random.getrandbits(14):04x}-"
@@ -59,10 +59,10 @@ class TradeProvider(BaseProvider):
         return decode(message.encode())
 
     def trade_messages(self, count: int) -> list[tuple[str, str]]:
-        """Return the next trades as they travel: ticker and JSON. They happen now, a microsecond apart.
+        """Return the next trades as they are sent: ticker and JSON. They happen now, a microsecond apart.
 
-        A `Trade` that is made only to be encoded would cost as much again; here, what repeats is formatted
-        once. A test holds that the result is what `encode` makes of the trade.
+        Making a `Trade` only to encode it would cost as much again; here, whatever repeats is formatted once. A test
+        ensures that the result is what `encode` would return.
         """
         messages: list[tuple[str, str]] = []
         while len(messages) < count:
@@ -70,7 +70,7 @@ class TradeProvider(BaseProvider):
         return messages
 
     def _trades_of_a_millisecond(self, at_most: int) -> list[tuple[str, str]]:
-        """Print trades until the present millisecond is over, at least one."""
+        """Format trades until the current millisecond is full; at least one, at most `at_most`."""
         market, id_middle, chances = self._drawn
         quotes, market_clock = market.quotes, self._market_clock
         now = self._clock()
@@ -86,7 +86,7 @@ class TradeProvider(BaseProvider):
         id_fractions = ID_FRACTIONS[id_microsecond : id_microsecond + len(stamp_ends)]
         id_head = f'{{"trade_id":"{id_millisecond >> 16:08x}-{id_millisecond & 0xFFFF:04x}-7'
         messages = []
-        # Each 100 ns in here cost a tenth of the producer's rate.
+        # Every 100 ns in this loop cost a tenth of the producer's rate.
         for id_fraction, stamp_end, (id_tail, share, successor, level) in zip(
             id_fractions, stamp_ends, chances, strict=False
         ):
@@ -104,7 +104,7 @@ class TradeProvider(BaseProvider):
 
 
 def _move(market: Market, moment: int) -> None:
-    """Let the market live until `moment` (ns), and print what its quotes add to a trade."""
+    """Advance the market to `moment` (ns), and format what each quote contributes to a trade's JSON."""
     if market.move(moment):
         for share in market.shares:
             bid, volume = share.bid, share.median_volume
@@ -120,7 +120,7 @@ def _volume_texts(median: int, side: str) -> list[str]:
 
 
 def _chances(random: Random) -> Iterator[Iterator[tuple[str, int, int, int]]]:
-    """Draw what chance decides of each trade, in blocks: 12 hexadecimal digits, the number of its share, two bytes."""
+    """Draw the random parts of each trade, in blocks: 12 hexadecimal digits, the index of its share, two bytes."""
     by_activity = bytes(number for number, listing in enumerate(LISTINGS) for _ in range(listing.activity))
     while True:
         id_tails = random.randbytes(6 * 256).hex(" ", 6).split()
