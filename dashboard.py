@@ -2,9 +2,9 @@
 
     streamlit run dashboard.py
 
-It reads the database that DATABASE_URL names and never writes to it. However many browsers look at it, the database
-is asked once per interval. This file tells what is on the screen from top to bottom; the figures come from
-pipeline/dashboard/snapshot.py and candles.py, the pictures from charts.py, the questions are in queries.py.
+It reads the database that DATABASE_URL names and never writes to it. However many browsers are open, the database is
+queried once per interval. This file draws the screen from top to bottom; in pipeline/dashboard/, the figures come from
+snapshot.py and candles.py, the charts from charts.py and the SQL from queries.py.
 """
 
 import time
@@ -41,9 +41,9 @@ from pipeline.user_error import UsageError
 
 INTERVALS = (1, 2, 5, 10, 30)  # seconds
 DEFAULT_INTERVAL = 2
-PATIENCE, FIRST_PATIENCE = 0.3, 2.0  # seconds a tick waits for an answer; Streamlit fades what is older than 0.5 s
-SAME_TICK = 0.96  # of an interval: an answer younger than that serves the next viewer too
-CONTROL: dict[str, Any] = {"bind": "query-params", "label_visibility": "collapsed"}  # its choice is in the address
+PATIENCE, FIRST_PATIENCE = 0.3, 2.0  # seconds a tick waits for an answer; after 0.5 s Streamlit would fade the page
+SAME_TICK = 0.96  # of an interval: an answer younger than this serves the next viewer, too
+CONTROL: dict[str, Any] = {"bind": "query-params", "label_visibility": "collapsed"}  # its value is kept in the URL
 KEY_FIGURES = (f"Trades (last {WINDOW})", "Avg Price", "Total Volume", "Most Active Ticker", "VWAP", "Buy share")
 PICTURES = """<div class="pictures"><button data-chart="price">Price trend as PNG</button>
     <button data-chart="volume">Volume as PNG</button><button data-chart="candle_chart">Candles as PNG</button></div>"""
@@ -51,7 +51,7 @@ NO_TRADES = "No trades yet. Start producer.py and consumer.py: the first trade a
 
 
 def main() -> None:
-    """Draw the page. From then on only `tick` is drawn, once per interval."""
+    """Draw the page. From then on only `tick` runs, once per interval."""
     st.set_page_config("Live trades", page_icon=str(WEB / "icon.svg"), layout="wide")
     st.html(WEB / "page.css")
     try:
@@ -60,13 +60,13 @@ def main() -> None:
         st.error(str(error))
         return
     interval, paused = draw_header()
-    # Redrawn without a timer, a paused page stands still but still answers its viewer.
+    # Without a timer, a paused page stands still, yet responds to its viewer.
     st.fragment(tick, run_every=None if paused else interval)(draw_layout(), interval, paused)
 
 
 @st.cache_resource(show_spinner=False)
 def feeds() -> tuple[Feed[Snapshot], Feed[History]]:
-    """Return what all viewers share: the newest trades, and the candles."""
+    """Return the feeds that all viewers share: the newest trades, and the candles."""
     engine = read_only_engine(read_settings().database_url)
     return (
         Feed(lambda _: as_snapshot(query(engine, LATEST_TRADES)), Snapshot()),
@@ -75,26 +75,26 @@ def feeds() -> tuple[Feed[Snapshot], Feed[History]]:
 
 
 def draw_header() -> tuple[int, bool]:
-    """Draw the title and the controls, which also live in the address bar; return the interval and the pause."""
+    """Draw the title and the controls, kept in the URL; return the interval and whether the page is paused."""
     title, side, scale, every, pause, save = st.columns([5, 1.8, 1.8, 1, 1, 0.9], vertical_alignment="center")
     title.title("Live trades", anchor=False)
     side.segmented_control("Side", ["all", "buy", "sell"], default="all", required=True, key="side", **CONTROL)
     scale.segmented_control("Price scale", ["change", "price"], default="change", required=True, key="scale", **CONTROL)
     default = INTERVALS.index(DEFAULT_INTERVAL)
     interval = every.selectbox("Refresh every", INTERVALS, default, "{} s".format, key="every", **CONTROL)
-    # The file is made when somebody wants it, outside of this session: what it needs is handed to it.
+    # The file is built on demand, outside this session, so the figures it needs are captured here.
     on_screen: dict[str, Figures] = st.session_state.setdefault("on_screen", {})
     with save.popover("Save", width="stretch"):
         file = partial(st.download_button, "Trades as CSV", file_name="trades.csv", mime="text/csv", key="csv")
         file(lambda: as_csv(on_screen["now"].trades), on_click="ignore", width="stretch")
-        st.html(PICTURES)  # web/chart.js listens to them
+        st.html(PICTURES)  # web/chart.js handles their clicks
     return interval, pause.toggle("Pause", key="paused", bind="query-params")
 
 
 def draw_layout() -> dict[str, Place]:
-    """Draw the titles of the panels, and keep a place for what is in them.
+    """Draw the panels' titles, and reserve a place for each panel's content.
 
-    What never changes is drawn here, once: every message to every viewer costs.
+    Everything that never changes is drawn here, once, because every message to every viewer costs.
     """
     place: dict[str, Place] = {}
     place["status"], place["tickers"] = st.columns([3.6, 1], vertical_alignment="center")
@@ -117,7 +117,7 @@ def draw_layout() -> dict[str, Place]:
 
 
 def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
-    """Draw every panel from one snapshot; a fragment has to write to each place in its first run."""
+    """Draw every panel from one snapshot; a fragment must write to each place in its first run."""
     answer, counted = current(interval, paused)
     with place["tickers"]:
         draw_ticker_choice(answer.value)
@@ -143,11 +143,11 @@ def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
 
 
 def current(interval: int, paused: bool) -> tuple[Answer[Snapshot], Answer[History]]:
-    """Return what to draw; while the page is paused, always the same."""
+    """Return the answers to draw; while the page is paused, always the same ones."""
     if not paused or "held" not in st.session_state:
         snapshots, histories = feeds()
         patience = PATIENCE if "held" in st.session_state else FIRST_PATIENCE
-        # The candles are below the fold: what is not counted yet may come with the next tick.
+        # The candles are below the fold: any that are not counted yet can come with the next tick.
         st.session_state.held = (
             snapshots.latest(SAME_TICK * interval, patience),
             histories.latest(SAME_TICK * interval, patience=0.05),
@@ -157,7 +157,7 @@ def current(interval: int, paused: bool) -> tuple[Answer[Snapshot], Answer[Histo
 
 
 def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
-    """Draw the status line and return its word. The ages count on in the browser, unless the page is paused."""
+    """Draw the status line and return its word. The browser keeps the ages counting, unless the page is paused."""
     now, trades = datetime.now(UTC).replace(tzinfo=None), answer.value.trades
     newest = None if trades.empty else trades["timestamp"].iloc[0]
     trade_age = None if newest is None else (now - newest).total_seconds()
@@ -177,7 +177,7 @@ def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
 
 
 def facts_about(snapshot: Snapshot, now: datetime, paused: bool) -> str:
-    """Return what there is to know about the window, in a line."""
+    """Return the facts about the window, in one line."""
     rate, trades = trades_per_second(snapshot.trades), snapshot.trades
     facts = [f"{rate:,.1f} trades/s" if rate else "– trades/s"]
     if not trades.empty:
@@ -193,7 +193,7 @@ def facts_about(snapshot: Snapshot, now: datetime, paused: bool) -> str:
 
 
 def seconds_to_screen(snapshot: Snapshot, now: datetime, paused: bool) -> float | None:
-    """Return how old the trades that this viewer sees for the first time are, in the median; until then, the last."""
+    """Return the median age (s) of the trades that are new to this viewer; if none are, the previous median."""
     times, known = snapshot.trades["timestamp"], st.session_state.get("seen_until")
     if known and not paused and (times > known).any():
         st.session_state.delay = (now - times[times > known]).median().total_seconds()
@@ -203,7 +203,7 @@ def seconds_to_screen(snapshot: Snapshot, now: datetime, paused: bool) -> float 
 
 
 def draw_ticker_choice(snapshot: Snapshot) -> None:
-    """Draw the choice of tickers; one that is in the address but not in the window keeps its place."""
+    """Draw the ticker filter; a chosen ticker stays in the list even without a trade in the window."""
     known = set(snapshot.trades["ticker"]) | set(st.session_state.get("tickers", ()))
     hint = "All tickers: type to choose"
     st.multiselect("Tickers", sorted(known), key="tickers", placeholder=hint, accept_new_options=True, **CONTROL)
@@ -225,7 +225,7 @@ def draw_key_figures(place: dict[str, Place], shown: Figures) -> None:
 
 @lru_cache(maxsize=64)
 def watchlist(shown: Figures) -> bytes:
-    """Return a row per ticker."""
+    """Return one row per ticker, as the browser's table takes it."""
     rows = []
     for line in shown.lines:
         prices = line.vwap, max(line.prices), min(line.prices)
@@ -245,7 +245,7 @@ def tape(shown: Figures) -> bytes:
 
 
 def draw_candles(place: dict[str, Place], counted: Answer[History], most_active: str | None) -> None:
-    """Draw the candles of one ticker since trading began: until the viewer chooses another, the most active."""
+    """Draw one ticker's candles since trading began; until the viewer chooses one, it is the most active ticker."""
     history = counted.value
     if not history.tickers:
         place["candles title"].header("Candles", anchor=False)

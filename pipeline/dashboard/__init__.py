@@ -1,1 +1,1 @@
-"""What dashboard.py is made of: the question to the database, the figures, the charts."""
+"""The parts of dashboard.py: the database queries, the figures, the charts."""

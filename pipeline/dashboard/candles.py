@@ -1,8 +1,8 @@
-"""Candles of every ticker since trading last began, counted by the reader: the table needs no trigger.
+"""Candles of every ticker since trading last began, counted by the dashboard: the table needs no trigger.
 
-Trading begins after a pause of more than an hour. The table is read back to there once, 40,000 trades at a time; from
-then on only the newest seconds are counted, again at every turn, so a trade may arrive some seconds late. One that
-arrives later than that is in the table and on the tape, but not in a candle.
+Trading begins after a pause of more than an hour. The table is read back to that point once, 40,000 trades at a time;
+after that, each refresh recounts only the newest seconds, so a trade may arrive a few seconds late. A trade that
+arrives later than that is in the table, but not in a candle.
 """
 
 import time
@@ -18,8 +18,8 @@ from pipeline.dashboard.queries import CANDLES, CHUNK, NEWEST, STRETCH
 
 PAUSE = timedelta(hours=1)  # as in STRETCH
 LATE = timedelta(seconds=10)  # how late a trade may arrive and still be counted
-CATCH_UP = 1.0  # seconds a turn may spend on reading back
-FORGET_AFTER = 60.0  # seconds without a turn after which too much has happened to be counted in one go
+CATCH_UP = 1.0  # seconds a refresh may spend on reading back
+FORGET_AFTER = 60.0  # seconds without a refresh after which there is too much to count in one go
 MAX_CANDLES = 240
 TRADES_PER_CANDLE = 4
 # Each divides the next.
@@ -28,7 +28,7 @@ EPOCH, NEVER = datetime(1970, 1, 1), datetime(9999, 12, 31)
 
 
 class Candle(NamedTuple):
-    """The trades of one ticker in one step of time, UTC."""
+    """The trades of one ticker in one time step (UTC)."""
 
     start: datetime
     open: float
@@ -36,11 +36,11 @@ class Candle(NamedTuple):
     low: float
     close: float
     volume: int
-    notional: float  # Σ price · volume; by volume it is the VWAP
+    notional: float  # Σ price · volume; divided by volume, the VWAP
     trades: int
 
     def then(self, later: "Candle") -> "Candle":
-        """Return one candle of both, which starts where this one does."""
+        """Return both as one candle, which starts when this one does."""
         high, low = max(self.high, later.high), min(self.low, later.low)
         volume, notional = self.volume + later.volume, self.notional + later.notional
         return Candle(self.start, self.open, high, low, later.close, volume, notional, self.trades + later.trades)
@@ -51,7 +51,7 @@ Candles = dict[tuple[str, datetime], Candle]  # by ticker and start, the oldest 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """What has been counted so far: all trades from `start` on, those from `edge` on anew at every turn."""
+    """What has been counted so far: all trades from `start` on; those from `edge` on are recounted at every refresh."""
 
     settled: Candles = field(default_factory=dict)
     live: Candles = field(default_factory=dict)
@@ -67,7 +67,7 @@ class History:
 
 
 def read_history(engine: Engine, last: History) -> History:
-    """Take one turn: count what is new, then read further back. Raises `SQLAlchemyError`."""
+    """Refresh the history: count the newest trades, then read further back. Raises `SQLAlchemyError`."""
     history, deadline = read_on(engine, last), time.monotonic() + CATCH_UP
     while history.live and not history.complete and time.monotonic() < deadline:
         history = read_back(engine, history)
@@ -75,7 +75,7 @@ def read_history(engine: Engine, last: History) -> History:
 
 
 def read_on(engine: Engine, last: History) -> History:
-    """Count the live trades anew. Where trading paused, the trades are gone or it has been too long, start over."""
+    """Recount the live trades. Start over if trading paused, the trades are gone or the last refresh is too old."""
     if time.monotonic() - last.counted_at > FORGET_AFTER:
         ((newest,),) = query(engine, NEWEST)
         edge = floor(newest, STEPS[0]) if newest else NEVER
@@ -96,7 +96,7 @@ def read_on(engine: Engine, last: History) -> History:
 
 
 def read_back(engine: Engine, history: History) -> History:
-    """Add the trades before the oldest ones counted; when there are none or a pause is found, that is all."""
+    """Add the trades before the oldest ones counted; a pause, or the table's first trade, completes the history."""
     ((oldest, after_pause, trades),) = query(engine, STRETCH, {"end": history.start})
     start = after_pause or oldest or history.start
     step = step_for(history.edge - start)
@@ -105,7 +105,7 @@ def read_back(engine: Engine, history: History) -> History:
 
 
 def count(engine: Engine, start: datetime, end: datetime, step: timedelta) -> Candles:
-    """Count the trades from `start` on and before `end`."""
+    """Count the trades from `start` up to, but not including, `end`."""
     rows = query(engine, CANDLES, {"start": start, "end": end, "step": step})
     return {
         (ticker, moment): Candle._make([moment, *map(float, prices), int(volume), float(notional), trades])
@@ -114,7 +114,7 @@ def count(engine: Engine, start: datetime, end: datetime, step: timedelta) -> Ca
 
 
 def join(older: Candles, newer: Candles, step: timedelta) -> Candles:
-    """Return both together, in candles of that step."""
+    """Return both, merged into candles of the given step."""
     coarse: Candles = {}
     for candles in (older, newer):
         for (ticker, moment), candle in candles.items():
@@ -126,7 +126,7 @@ def join(older: Candles, newer: Candles, step: timedelta) -> Candles:
 
 @lru_cache(maxsize=32)  # viewers who look at the same ticker share the work
 def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
-    """Return the candles of one ticker, oldest first, and their step: at most 240, of four trades on average."""
+    """Return one ticker's step and candles, oldest first: about 240 at most, of at least four trades on average."""
     fine = {key: candle for key, candle in (history.settled | history.live).items() if key[0] == ticker}
     starts = [start for _, start in fine]
     span, trades = starts[-1] - starts[0], sum(candle.trades for candle in fine.values())
@@ -135,10 +135,10 @@ def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
 
 
 def step_for(span: timedelta) -> timedelta:
-    """Return the finest step that shows a span in at most 240 candles; a day, if none does."""
+    """Return the finest step that fits a span into 240 candles; a day if none does."""
     return next((step for step in STEPS if span <= step * MAX_CANDLES), STEPS[-1])
 
 
 def floor(moment: datetime, step: timedelta) -> datetime:
-    """Return the start of the step that a moment is in."""
+    """Return the start of the step that contains a moment."""
     return EPOCH + (moment - EPOCH) // step * step

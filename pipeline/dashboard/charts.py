@@ -1,4 +1,4 @@
-"""The charts as Plotly figures without their looks, which web/chart.js adds in the browser."""
+"""The charts as Plotly figures; web/chart.js adds their common styling in the browser."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -14,26 +14,26 @@ from pipeline.dashboard.wording import amount, duration, encoded, for_plotly, si
 
 Figure = dict[str, Any]  # what Plotly.js takes: {"data": [...], "layout": {...}}
 
-# Okabe and Ito's colours, which stay apart for colour-blind eyes; black would not show, so it is white.
+# Okabe and Ito's palette, which colour-blind people can tell apart; black would not show, so white replaces it.
 COLOURS = {
     "AAPL": "#56B4E9", "MSFT": "#E69F00", "GOOGL": "#009E73", "AMZN": "#F0E442",
     "TSLA": "#D55E00", "META": "#CC79A7", "NVDA": "#FFFFFF",
 }  # fmt: skip
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
-MOST_LINES, MOST_BARS = 7, 30  # that one chart shows legibly; more lines are the viewer's choice
+MOST_LINES, MOST_BARS = 7, 30  # as many as one chart shows legibly; the viewer may choose more lines
 SHORTEST_WINDOW, SHORTEST_PAUSE = timedelta(seconds=30), timedelta(minutes=1)
 
 
 def figure(data: list[Figure], layout: Figure, summary: str) -> bytes:
-    """Return what the browser draws, and in `summary` the same in words for those who cannot see it."""
+    """Return the figure that the browser draws; `summary` says the same in words for those who cannot see it."""
     return encoded({"data": data, "layout": layout, "summary": summary})
 
 
 @lru_cache(maxsize=64)
 def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
-    """Prices, or their change since the window's first trade in per cent; each line ends in its last price.
+    """Return prices, or their change in per cent since the window's first trade; each line ends at its last price.
 
-    It shows the most active tickers, unless it is asked for every one.
+    Shows the most active tickers, or all of them with `every_ticker`.
     """
     shown = sorted(seen.lines, key=lambda line: -line.volume)[: None if every_ticker else MOST_LINES]
     times = seen.trades["timestamp"].tolist()[::-1]
@@ -47,7 +47,7 @@ def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
 
 
 def moved_most(lines: Sequence[Line]) -> str:
-    """Return in words which of several tickers is farthest from where it began, in per cent."""
+    """Return in words which of several tickers moved most since its first trade, in per cent."""
     line = max(lines, key=lambda line: abs(line.changes[-1]), default=None)
     if line is None or len(lines) == 1 or not round(line.changes[-1], 2):
         return ""
@@ -55,7 +55,7 @@ def moved_most(lines: Sequence[Line]) -> str:
 
 
 def price_line(line: Line, scale: str, until: str) -> Figure:
-    """Return one ticker's line, stepped: a price holds until the next trade, and the last one until now."""
+    """Return one ticker's line, stepped: a price holds until the next trade, the last one to the end of the chart."""
     values = line.changes if scale == "change" else line.prices
     told = [f"{amount(price)} {signed(change, '%')}" for price, change in zip(line.prices, line.changes, strict=True)]
     colour, symbol = mark(line.ticker)
@@ -73,14 +73,14 @@ def price_line(line: Line, scale: str, until: str) -> Figure:
 
 
 def time_axis(times: Sequence[datetime], filling: bool) -> Figure:
-    """Return the layout of an axis for moments, oldest first, with long pauses cut out.
+    """Return the layout of a time axis, with long pauses cut out; `times` are oldest first.
 
-    While more is to come it is at least 30 s long, so that the first trades do not fill it.
+    While the window is `filling`, the axis spans at least 30 s, so that the first trades do not stretch across it.
     """
     if not times:
         return {}
     pauses, active = long_pauses(times)
-    edge = active / 50  # of a pause that is still seen before and after the cut
+    edge = active / 50  # how much of a pause stays visible on either side of the cut
     cuts = [(str(before + edge), str(after - edge)) for before, after in pauses]
     said = [f"no trades for {duration((after - before).total_seconds())}" for before, after in pauses]
     return {
@@ -98,7 +98,7 @@ def time_axis(times: Sequence[datetime], filling: bool) -> Figure:
 
 
 def long_pauses(times: Sequence[datetime]) -> tuple[list[tuple[datetime, datetime]], timedelta]:
-    """Return the pauses beside which the trades would hardly be seen, and how long the rest is."""
+    """Return the pauses so long that the trades would hardly show, and how much time remains without them."""
     gaps = sorted(pairwise(times), key=lambda gap: gap[0] - gap[1])  # longest first
     usual = median_high([after - before for before, after in gaps] or [timedelta(0)])
     found, active = [], times[-1] - times[0]
@@ -113,7 +113,7 @@ def long_pauses(times: Sequence[datetime]) -> tuple[list[tuple[datetime, datetim
 
 @lru_cache(maxsize=64)
 def volume_chart(seen: Figures) -> bytes:
-    """Volume by ticker, most active first; sold on top of bought."""
+    """Return volume by ticker, most active first, with sold stacked on bought."""
     lines = sorted(seen.lines, key=lambda line: -line.volume)[:MOST_BARS]
     bought, sold = [line.bought for line in lines], [line.volume - line.bought for line in lines]
     names = [for_plotly(line.ticker) for line in lines]
@@ -125,7 +125,7 @@ def volume_chart(seen: Figures) -> bytes:
 
 @lru_cache(maxsize=32)
 def candle_chart(ticker: str, candles: tuple[Candle, ...]) -> bytes:
-    """Open, high, low and close per step, the volume under it, and the VWAP up to each moment."""
+    """Return open, high, low and close per step, the volume below, and the VWAP up to each moment."""
     times, volumes = [str(candle.start) for candle in candles], [candle.volume for candle in candles]
     notionals = accumulate(candle.notional for candle in candles)
     vwap = [round(notional / volume, 4) for notional, volume in zip(notionals, accumulate(volumes), strict=True)]
@@ -146,6 +146,6 @@ def candle_chart(ticker: str, candles: tuple[Candle, ...]) -> bytes:
 
 @lru_cache(maxsize=1024)
 def mark(ticker: str) -> tuple[str, str]:
-    """Return the colour and the marker of a ticker; one that a user invented gets its own by its name, for good."""
+    """Return a ticker's colour and marker; those of an unknown ticker derive from its name, so they never change."""
     own = [*COLOURS].index(ticker) if ticker in COLOURS else crc32(ticker.encode())
     return [*COLOURS.values()][own % 7], SYMBOLS[(own if ticker in COLOURS else own // 7) % 7]

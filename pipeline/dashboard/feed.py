@@ -1,4 +1,4 @@
-"""The dashboard's way to PostgreSQL: read-only, asked once per interval for all viewers, and never a frozen page."""
+"""The dashboard's access to PostgreSQL: read-only, once per interval for all viewers, and never a frozen page."""
 
 import threading
 import time
@@ -27,18 +27,18 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, eq=False)
 class Answer(Generic[Value]):
-    """The last good answer of the database, and what has gone wrong since."""
+    """The database's last good answer, and what has gone wrong since."""
 
     value: Value
     read_at: float | None = None  # seconds, monotonic clock; None before the first good answer
-    problem: str | None = None  # one line for the viewer, when the newest attempt failed
+    problem: str | None = None  # one line for the viewer if the latest attempt failed
 
 
 class Feed(Generic[Value]):
     """The one answer that all viewers share.
 
-    It is renewed when a viewer asks for a younger one, in a thread of its own and never twice at a time: a database
-    that hangs costs each tick its patience, and a dead one is tried once per interval however many look.
+    A viewer who asks for a fresher one starts a refresh in a background thread, never two at a time. A database that
+    hangs costs each tick only its patience, and a dead one is tried once per interval, however many viewers there are.
     """
 
     def __init__(self, read: Callable[[Value], Value], first: Value) -> None:
@@ -50,7 +50,7 @@ class Feed(Generic[Value]):
         self._done.set()
 
     def latest(self, max_age: float, patience: float) -> Answer[Value]:
-        """Return an answer asked for at most `max_age` seconds ago; the last one, if that takes too long."""
+        """Return an answer requested at most `max_age` seconds ago, or the last one if that takes too long."""
         with self._lock:
             if self._done.is_set() and time.monotonic() - self._asked_at >= max_age:
                 self._asked_at = time.monotonic()
@@ -75,13 +75,13 @@ def read_only_engine(database_url: str) -> Engine:
     """
     try:
         options = f"{parse_dsn(database_url).get('options', '')} -c statement_timeout=1500 -c jit=off"
-    except psycopg2.ProgrammingError:  # its text quotes the URL, password and all
+    except psycopg2.ProgrammingError:  # its message quotes the URL, password included
         raise UsageError("DATABASE_URL is not one: give postgresql://user:password@host:port/database") from None
 
     def connect() -> psycopg2.extensions.connection:
         own: dict[str, Any] = {"connect_timeout": 2, "tcp_user_timeout": 3000, "application_name": "dashboard"}
         connection: psycopg2.extensions.connection = psycopg2.connect(database_url, options=options, **own)
-        # Not among the options: a URL with target_session_attrs=read-write would then find no server.
+        # Not set in `options`: a URL with target_session_attrs=read-write would then find no server.
         connection.set_session(readonly=True, autocommit=True)
         return connection
 
@@ -95,6 +95,6 @@ def query(engine: Engine, statement: TextClause, values: Mapping[str, Any] | Non
 
 
 def problem(error: SQLAlchemyError) -> str:
-    """Return one line that says what to do, and nothing of the query or the credentials."""
+    """Return one line that says what to do and reveals nothing of the query or the credentials."""
     state = (getattr(error.orig, "pgcode", None) or "") if isinstance(error, DBAPIError) else ""
     return PROBLEMS.get(state, UNREACHABLE)

@@ -1,7 +1,7 @@
-"""Everything the page asks the database. Each query walks the index on timestamp, however large the table is.
+"""Every query of the dashboard. Each walks the index on timestamp, however large the table is.
 
-Trades dated more than a minute ahead of the database's clock are not the latest, whatever they say: they are counted
-and left out until their time has come. Years that Python cannot express are left out for good.
+Trades dated more than a minute ahead of the database's clock are counted, but left out until their time has come.
+Trades in years that Python cannot represent are left out for good.
 """
 
 from sqlalchemy import text
@@ -9,7 +9,7 @@ from sqlalchemy import text
 from pipeline.trade import COLUMNS
 
 WINDOW = 200  # trades
-CHUNK = 40_000  # trades that one step back through the table looks at
+CHUNK = 40_000  # trades per step when reading back through the table
 
 HORIZON = "CAST(now() AT TIME ZONE 'UTC' + interval '1 minute' AS timestamp)"
 BEGINNING = "timestamp '0001-01-01'"
@@ -26,7 +26,7 @@ LATEST_TRADES = text(
 
 NEWEST = text(f"SELECT max(timestamp) FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}")
 
-# Of the last 40,000 trades before `end`: the oldest, where the last pause of over an hour ended, how many they are.
+# For the last 40,000 trades before `end`: the time of the oldest, the end of the last pause over an hour, their number.
 STRETCH = text(
     f"""SELECT min(timestamp), max(later) FILTER (WHERE later - timestamp > interval '1 hour'), count(*)
     FROM (
@@ -35,11 +35,11 @@ STRETCH = text(
     ) AS chunk"""
 )
 
-# A row with a NULL, which only a table made by hand can hold, is not a trade.
+# A row with a NULL, possible only in a table created by hand, is not a trade.
 WHOLE = "(trade.ticker, trade.price, trade.volume) IS NOT NULL"
 
-# The trades from `start` on and before `end`, one row per ticker and step. The prices that open and close a candle
-# are looked up: to have each group in order would cost a second sort of all its trades.
+# The trades from `start` up to, but not including, `end`, one row per ticker and step. The opening and closing prices
+# are looked up separately: ordering each group would cost a second sort of all its trades.
 CANDLES = text(
     f"""SELECT ticker, start,
         (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker AND {WHOLE}

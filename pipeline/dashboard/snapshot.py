@@ -1,6 +1,6 @@
 """From the 200 newest trades to the figures on the screen. Pure: no clock, no database, no browser in here.
 
-A `Snapshot` is what the database said; `Figures` are what one viewer chose to see of it.
+A `Snapshot` is what the database returned; `Figures` are what one viewer chose to see of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,10 @@ LIVE, STALE, PAUSED, EMPTY, DOWN = "LIVE", "STALE", "PAUSED", "EMPTY", "DATABASE
 
 
 def as_trades(rows: Iterable[Sequence[object]] = ()) -> pd.DataFrame:
-    """Make the frame that everything here works on from rows of the six columns, newest first.
+    """Return rows of the six columns, newest first, as the data frame that this module works on.
 
     Prices become floats (exact to the cent below 10^13) and times naive UTC to the microsecond. A row with a NULL,
-    which only a table made by hand can hold, is not a trade and left out.
+    possible only in a table created by hand, is not a trade and is left out.
     """
     frame = pd.DataFrame(list(rows), columns=list(COLUMNS)).dropna()
     texts = dict.fromkeys(("trade_id", "ticker", "side"), "str")
@@ -38,12 +38,12 @@ class Snapshot:
     """What LATEST_TRADES returned."""
 
     trades: pd.DataFrame = field(default_factory=as_trades)
-    standby: bool = False  # it was asked of a standby, which may be behind
+    standby: bool = False  # read from a standby, which may lag behind
     ahead: int = 0  # trades left out because they are dated in the future; counted up to 200
 
 
 def as_snapshot(rows: Sequence[Sequence[Any]]) -> Snapshot:
-    """Make a snapshot from the rows of LATEST_TRADES."""
+    """Return the rows of LATEST_TRADES as a snapshot."""
     return Snapshot(as_trades(row[:-2] for row in rows), *rows[0][-2:])
 
 
@@ -52,9 +52,9 @@ class Line(NamedTuple):
 
     ticker: str
     times: list[str]  # oldest first
-    prices: list[float]  # beside them
+    prices: list[float]  # one for each time
     volume: int
-    bought: int  # of the volume
+    bought: int  # part of the volume
     vwap: float  # volume-weighted average price: Σ price·volume / Σ volume
 
     @property
@@ -64,12 +64,12 @@ class Line(NamedTuple):
 
     @property
     def change(self) -> float:
-        """Of the price since the ticker's first trade in the window, in whole cents."""
+        """The price change since the ticker's first trade in the window, rounded to the cent."""
         return round(self.last - self.prices[0], 2)
 
     @property
     def changes(self) -> list[float]:
-        """The same for each price, in per cent."""
+        """The change up to each price, in per cent."""
         return [round(100 * (price / self.prices[0] - 1), 4) for price in self.prices]
 
 
@@ -78,8 +78,8 @@ class Figures:
     """Everything that a viewer sees of a snapshot. Money in the trades' currency, shares as fractions of 1."""
 
     trades: pd.DataFrame
-    filling: bool  # the window has room for more trades, whether this viewer sees them or not
-    lines: list[Line]  # in alphabetical order, so that none of them moves while it is read
+    filling: bool  # the window has room for more trades, whatever this viewer filters out
+    lines: list[Line]  # in alphabetical order, so that none moves while someone reads it
     total_volume: int
     average_price: float | None  # each trade counts the same
     vwap: float | None
@@ -87,9 +87,9 @@ class Figures:
     most_active: str | None  # by volume
 
 
-@lru_cache(maxsize=64)  # viewers who chose the same share the work
+@lru_cache(maxsize=64)  # viewers who make the same choice share the work
 def figures(snapshot: Snapshot, tickers: tuple[str, ...] = (), side: str = "all") -> Figures:
-    """Work out what is seen of a snapshot: by these tickers, or all if there are none, and by this side."""
+    """Return what a viewer sees of a snapshot: only these tickers, or all if none are given, and only this side."""
     trades, filling = snapshot.trades, len(snapshot.trades) < WINDOW
     if tickers:
         trades = trades[trades["ticker"].isin(tickers)]
@@ -127,13 +127,13 @@ def span_seconds(trades: pd.DataFrame) -> float:
 
 
 def trades_per_second(trades: pd.DataFrame) -> float | None:
-    """Return the mean rate over the window, or None where one moment holds all of it."""
+    """Return the mean rate over the window, or None if its time span is zero."""
     span = span_seconds(trades)
     return (len(trades) - 1) / span if span > 0 else None
 
 
 def state(answer: Answer[Snapshot], trade_age: float | None, query_age: float | None, silent_after: float) -> str:
-    """Return the one word that is true of a page that moves. Ages and the patience with silence in seconds."""
+    """Return the status of a page that is not paused, in one word. Ages and `silent_after` are in seconds."""
     if answer.problem == MISSING_TABLE and answer.value.trades.empty:
         return EMPTY
     if answer.problem or query_age is None or query_age > silent_after:
@@ -146,8 +146,8 @@ def state(answer: Answer[Snapshot], trade_age: float | None, query_age: float | 
 def as_csv(trades: pd.DataFrame) -> str:
     """Return trades as CSV with the table's columns, to the cent and the microsecond, oldest first.
 
-    A text that a spreadsheet would take for a formula (=, +, - or @) gets an apostrophe in front, and so does one
-    that has apostrophes before such a sign: whoever reads the file takes one away, and has the text as it was.
+    Text that a spreadsheet would take for a formula (=, +, - or @) gets an apostrophe in front, and so does text with
+    apostrophes before such a sign: to restore the original, the reader of the file removes one apostrophe.
     """
     texts = {name: trades[name].str.replace(FORMULA, r"'\1", regex=True) for name in ("trade_id", "ticker", "side")}
     ready = trades.assign(**texts, timestamp=trades["timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))

@@ -1,4 +1,4 @@
-"""Figures as people write them, the same everywhere on the page. Text from trades is shown as it is, never run."""
+"""Figures as people write them, the same everywhere on the page. Text from trades is shown verbatim, never run."""
 
 import json
 import re
@@ -9,18 +9,18 @@ UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def amount(value: float | None) -> str:
-    """Return money, or a dash for none."""
+    """Return an amount of money, or a dash for None."""
     return "–" if value is None else f"{value:,.2f}"
 
 
 def signed(value: float, unit: str = "") -> str:
-    """Return a change with its sign; one that rounds to nothing has none."""
+    """Return a change with its sign; one that rounds to zero has none."""
     written = f"{value:+,.2f}"
     return (written[1:] if not written.strip("+-0.") else written.replace("-", "−")) + unit
 
 
 def duration(seconds: float) -> str:
-    """Return a stretch of time in its largest unit, of which there are at least two: 119 s, 22 min, 26 h."""
+    """Return a time span in the largest unit that fits at least twice: 119 s, 22 min, 26 h."""
     if seconds < 10:
         return f"{seconds:.1f} s".replace(".0 s", " s")
     size, unit = next((size, unit) for size, unit in UNITS if seconds >= 2 * size)
@@ -28,20 +28,20 @@ def duration(seconds: float) -> str:
 
 
 def clock(moment: datetime | None) -> str:
-    """Return a time of day, or a word for none."""
+    """Return the time of day, or "never" for None."""
     return "never" if moment is None else f"{moment:%H:%M:%S} UTC"
 
 
 def for_streamlit(text: str) -> str:
-    """Return text that Streamlit shows as it is: no Markdown, and no :cat: or -> that becomes a picture."""
+    """Return text escaped so that Streamlit shows it verbatim: no Markdown, no :cat: or -> turned into a picture."""
     return re.sub(r"([!-/:-@\[-`{-~])", "\\\\\\1\u2060", text)
 
 
 def for_plotly(text: str) -> str:
-    """Return text that Plotly, which reads some HTML, shows as it is."""
+    """Return text escaped so that Plotly, which interprets some HTML, shows it verbatim."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def encoded(value: dict[str, Any]) -> bytes:
-    """Return what a component of the page is told, as JSON."""
+    """Return the data for one of the page's components, as JSON."""
     return json.dumps(value, separators=(",", ":")).encode()
