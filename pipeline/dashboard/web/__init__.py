@@ -1,7 +1,7 @@
-"""What the browser draws by itself: the status line, the tables and the charts, each told what to show once a tick.
+"""Components that the browser draws: the status line, the tables and the charts, each sent its data once per tick.
 
-Streamlit's own charts and tables are made anew whenever their data change, and with them go zoom, scrolling and hover;
-these are brought up to date in place.
+Streamlit recreates its own charts and tables whenever their data changes, and zoom, scrolling and hover are lost;
+these are updated in place.
 """
 
 from importlib.resources import files
@@ -14,7 +14,7 @@ WEB = Path(__file__).parent
 
 
 def component(name: str, html: str) -> ComponentRenderer:
-    """Return what mounts a component; the script beside this file that has its name fills in the HTML."""
+    """Return a function that mounts the component; the script of the same name, beside this file, fills in the HTML."""
     return v2.component(name, html=html, js=(WEB / f"{name}.js").read_text(), isolate_styles=False)
 
 
@@ -28,6 +28,6 @@ table = component(
 )
 chart = component("chart", '<figure class="chart"><div></div><figcaption class="unseen"></figcaption></figure>')
 
-# Serves Plotly's own folder: nothing is copied, and nothing comes from another host. This module's name is in its
-# address, and so in chart.js.
+# Serves Plotly's own folder: nothing is copied, and nothing comes from another host. The URL contains this module's
+# name, so chart.js does, too.
 v1.declare_component("plotly", path=str(files("plotly") / "package_data"))

@@ -1,11 +1,11 @@
-// Keeps one Plotly chart and brings it up to date in place: zoom, pan, legend choices and hover stay as they are.
-// Streamlit calls this once a tick with the new figure; `parentElement` lives as long as the chart is on the page.
+// Updates one Plotly chart in place, so that zoom, pan, legend choices and hover survive.
+// Streamlit calls this once per tick with the new figure; `parentElement` lives as long as the chart is on the page.
 
 const LIBRARY = new URL("component/pipeline.dashboard.web.plotly/plotly.min.js", document.baseURI); // 4.8 MB
 const CONFIG = {
   responsive: true,
   displaylogo: false,
-  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]], // not the one that sends charts to a cloud
+  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]], // without the one that uploads charts to a cloud
   plotlyServerURL: "",
 };
 
@@ -28,7 +28,7 @@ const LAYOUT = {
   shapedefaults: { line: { color: FAINT, width: 1, dash: "dot" } }, // where a long pause was left out
   annotationdefaults: { showarrow: false, bgcolor: GROUND },
 };
-// Told apart by shape as well as by colour: sold is hatched, rising candles are hollow.
+// Distinguished by shape as well as colour: sold is hatched, rising candles are hollow.
 const RISING = { line: { color: BUY, width: 1 }, fillcolor: GROUND };
 const FALLING = { line: { color: SELL, width: 1 }, fillcolor: SELL };
 const TEMPLATE = {
@@ -47,10 +47,10 @@ const NO_TRADES = {
   annotations: [{ text: "no trades here", xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
 };
 
-const pen = document.createElement("canvas").getContext("2d"); // measures texts
-let pointer; // the newest movement of the mouse
+const pen = document.createElement("canvas").getContext("2d"); // measures text
+let pointer; // the latest mouse movement
 
-// All charts share this module, and so these.
+// All charts share this module, and so these listeners.
 document.addEventListener("mousemove", (event) => { pointer = event; });
 document.addEventListener("click", savePicture);
 
@@ -70,7 +70,7 @@ async function draw(chart, traces, layout) {
   hoverAgain(chart);
 }
 
-// The buttons of the menu "Save": a chart as it is on the screen, zoom and legend choices included.
+// Handles the buttons of the "Save" menu: saves a chart as it is on the screen, with zoom and legend choices.
 function savePicture({ target }) {
   const filename = target.dataset?.chart;
   const chart = filename && document.querySelector(`.st-key-${filename} .js-plotly-plot`);
@@ -79,11 +79,11 @@ function savePicture({ target }) {
   Plotly.downloadImage(chart, { format: "png", scale: 2, width, height, filename });
 }
 
-// Writes at the end of each line its ticker, last price and, where there is room, change, none on top of another.
+// Labels the end of each line with its ticker, last price and, where there is room, change, without overlaps.
 function labelEnds(layout, lines, { clientWidth: width, clientHeight: height }) {
   const values = lines.flatMap(({ y }) => y);
   const [least, most] = [Math.min(...values), Math.max(...values)];
-  const room = Math.max((most - least) / 20, layout.yaxis.ticksuffix ? 0.02 : most / 5000); // a price may never have moved
+  const room = Math.max((most - least) / 20, layout.yaxis.ticksuffix ? 0.02 : most / 5000); // even if no price moved
   const [low, high] = [least - room, most + room];
   const line = (16 * (high - low)) / (height - 60);
   const told = (text) => (width < 500 ? text.split(" ")[0] : text);
@@ -101,7 +101,7 @@ function labelEnds(layout, lines, { clientWidth: width, clientHeight: height }) 
   layout.annotations.push(...labels.map(({ y, text, color }) => ({ ...place, y, text, font: { size: 12, color } })));
 }
 
-// Plotly drops the hover label when the data change. The pointer has not moved, so it is put back where it was.
+// Plotly drops the hover label when the data changes; repeating the last mouse movement brings it back.
 function hoverAgain(chart) {
   if (!pointer || pointer.buttons || !chart.matches(":hover")) return;
   const { clientX, clientY } = pointer;

@@ -1,11 +1,11 @@
-// The status line. Between ticks the ages count on by themselves, so that they are true even when a tick is late;
-// a paused page stands still and gives the times instead.
+// The status line. The ages keep counting between ticks, so that they are right even when a tick is late;
+// a paused page stands still and shows the times instead.
 
 export default function ({ data, parentElement }) {
   const line = parentElement.querySelector(".status");
   const word = line.querySelector("[role=status]");
   line.dataset.state = data.word;
-  if (word.textContent !== data.word) word.textContent = data.word; // a screen reader speaks only on a change
+  if (word.textContent !== data.word) word.textContent = data.word; // so that a screen reader announces only changes
   line.querySelector(".facts").textContent = data.facts;
   const places = line.querySelectorAll(".age");
   const start = performance.now();
@@ -29,7 +29,7 @@ function ago(seconds) {
   return `${duration(Math.max(0, seconds))} ago`;
 }
 
-// As `duration` in wording.py.
+// Like `duration` in wording.py, but it rounds down from 10 s on, and always shows tenths below.
 function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 120) return `${Math.floor(seconds)} s`;

@@ -1,16 +1,16 @@
-// Watchlist and tape: tables brought up to date in place. Rows keep their elements, so scrolling and sorting stay as
-// they are; cells whose text changed and rows that are new are marked for a moment.
+// Watchlist and tape: tables updated in place. Rows keep their elements, so scrolling and sorting survive an update;
+// new rows, and cells with new text, are highlighted for a moment.
 //
-// data: {table, rows}; a row is a list of values, as the columns below want them.
+// data: {table, rows}; a row is a list of values, in the order of the columns below.
 
 const inWhole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const inCents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 const inSigned = new Intl.NumberFormat("en-US", { ...inCents.resolvedOptions(), signDisplay: "exceptZero" }); // no -0.00
 const signed = (value) => inSigned.format(value).replace("-", "−");
-const arrow = (change) => (change > 0 ? "▲" : change < 0 ? "▼" : "="); // so that it is not told by colour alone
+const arrow = (change) => (change > 0 ? "▲" : change < 0 ? "▼" : "="); // so that colour is not the only sign
 const direction = (row) => Math.sign(row[2]);
 
-// name, how a value is written, whether it is a number; then what gives the cell its colour, and what is drawn in it.
+// Per column: name, how to write a value, whether it is a number, what colours the cell, and what is drawn in it.
 const TABLES = {
   watchlist: {
     label: "Watchlist: a row per ticker",
@@ -41,7 +41,7 @@ const TABLES = {
     ],
   },
 };
-const MANY = 50; // new rows at once that are too many to be news
+const MANY = 50; // new rows in one update; beyond that, none is highlighted
 const NEXT_ORDER = { none: "ascending", ascending: "descending", descending: "none" };
 
 export default function ({ data, parentElement }) {
@@ -92,7 +92,7 @@ function drawBody(table, marks) {
   for (const row of known.values()) row.remove();
 }
 
-// Bring a cell up to date; tell whether its text changed.
+// Updates a cell; returns whether its text changed.
 function fill(cell, { write, number, tone, bar, draw }, value, row) {
   const text = write ? write(value, row) : value;
   cell.classList.toggle("number", Boolean(number));
@@ -113,7 +113,7 @@ function sparkline(values) {
   return `<svg width="90" height="20" aria-hidden="true"><polyline points="${points.join(" ")}"/></svg>`;
 }
 
-// A bar at an edge of the cell that goes by itself: shape, not colour, and all at once where motion is not wanted.
+// Shows a bar at an edge of the cell: a shape, not a colour. It fades out or, with reduced motion, goes in one step.
 function mark(cell, edge) {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   cell.animate(
