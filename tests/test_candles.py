@@ -1,6 +1,6 @@
 """Candles counted step by step equal those from a single pass over all trades, whatever else happens to the table."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -75,6 +75,14 @@ def shown(history: History, ticker: str) -> list[Candle]:
 
 def count_of(history: History) -> int:
     return sum(candle.trades for ticker in history.tickers for candle in shown(history, ticker))
+
+
+def test_candles_of_a_ticker_that_is_new_are_as_long_as_their_title_says(engine: Engine, database: Database) -> None:
+    rows = trades(1500, 4.1)
+    late = [(f"late {n}", "LATE", 10.0, 1, "buy", rows[-1][5] - timedelta(seconds=n)) for n in range(400)]
+    insert(database, rows + late)
+    step, candles = candles_of(whole(engine), "LATE")
+    assert {candle.start: candle.trades for candle in candles} == Counter(floor(row[5], step) for row in late)
 
 
 @pytest.mark.parametrize("every", [0.02, 0.37, 4.1, 61.0])

@@ -130,7 +130,8 @@ def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
     fine = {key: candle for key, candle in (history.settled | history.live).items() if key[0] == ticker}
     starts = [start for _, start in fine]
     span, trades = starts[-1] - starts[0], sum(candle.trades for candle in fine.values())
-    step = step_for(max(span, span * MAX_CANDLES * TRADES_PER_CANDLE / trades))
+    settled_step = step_for(history.edge - history.start)  # cannot be undone for a ticker that is new
+    step = max(settled_step, step_for(span * max(1, MAX_CANDLES * TRADES_PER_CANDLE / trades)))
     return step, [*join(fine, {}, step).values()]
 
 
