@@ -1,13 +1,13 @@
-"""Apache Kafka and PostgreSQL without Docker and without Java: both come with the Python packages.
+"""Apache Kafka and PostgreSQL without Docker or an installed Java: Python packages bring PostgreSQL and a Java runtime.
 
     python local_stack.py                                  both, until Ctrl-C
     python local_stack.py --cluster                        three brokers, a primary and a standby: kill any of them
     python local_stack.py kafka-topics --list              Kafka's own tools: kafka-topics, kafka-console-consumer,
                                                            kafka-console-producer, kafka-consumer-groups, kafka-configs
 
-They listen on the addresses that the three scripts look at (KAFKA_BOOTSTRAP_SERVERS and DATABASE_URL, by default
-localhost:9092 and localhost:5432). Topics, offsets and rows are kept in the folder .local/; Kafka's jars are downloaded
-into it at the first start.
+They listen where the three scripts connect (KAFKA_BOOTSTRAP_SERVERS and DATABASE_URL, by default localhost:9092 and
+localhost:5432). Topics, offsets and rows are kept in the folder .local/; Kafka's jars are downloaded into it on the
+first start.
 """
 
 from pipeline.stop import stop_requested, take_signals, wait_for_stop
@@ -44,7 +44,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def run_two(settings: Settings) -> None:
-    """Run a broker and a database; when one of them ends by itself, so does the other. Raises `UserError`."""
+    """Run a broker and a database; if either ends by itself, stop the other. Raises `UserError`."""
     kafka = KafkaServer(FOLDER, read_addresses(settings.bootstrap_servers)[0])
     postgres = PostgresServer(FOLDER, settings.database_url)
     try:
@@ -64,7 +64,7 @@ def run_two(settings: Settings) -> None:
 
 
 def run_cluster(settings: Settings) -> None:
-    """Run five servers, and bring back what dies. Raises `UserError`."""
+    """Run five servers and bring back any that dies. Raises `UserError`."""
     folder = FOLDER / "cluster"
     operator = Operator(folder, settings.bootstrap_servers, settings.database_url)
     brokers, postgres = operator.bootstrap_servers, operator.postgres
@@ -86,7 +86,7 @@ def run_cluster(settings: Settings) -> None:
 
 
 def watch(servers: list[Server]) -> None:
-    """Wait until the user asks to stop. Raises `UserError` when a server ends by itself."""
+    """Wait until the user asks to stop. Raises `UserError` if a server ends by itself."""
     while not wait_for_stop(0.2):
         for server in servers:
             server.trim_log()
@@ -95,7 +95,7 @@ def watch(servers: list[Server]) -> None:
 
 
 def run_tool(_: argparse.Namespace, settings: Settings) -> None:
-    """Become one of Kafka's command-line tools, on our broker unless another is given. Raises `UserError`."""
+    """Become one of Kafka's command-line tools, connected to our broker unless another is given. Raises `UserError`."""
     tool, *words = sys.argv[1:]
     if not any(word.startswith("--bootstrap-") for word in words):
         words = ["--bootstrap-server", settings.bootstrap_servers, *words]

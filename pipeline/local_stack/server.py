@@ -1,4 +1,4 @@
-"""A server as a process: started, stopped, killed, and found again when an earlier run left it behind."""
+"""A server as a process: start it, stop it, kill it, and find it again if an earlier run left it behind."""
 
 import os
 import shutil
@@ -20,13 +20,13 @@ from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
 BROKERS = "KAFKA_BOOTSTRAP_SERVERS"
-SECONDS_TO_START = 120  # on a machine that has much else to do
+SECONDS_TO_START = 120  # even on a busy machine
 SECONDS_TO_STOP = 10
-LOG_LIMIT = 4 << 20  # bytes; a log has one predecessor
+LOG_LIMIT = 4 << 20  # bytes; the previous log is kept
 
 
 class Address(NamedTuple):
-    """Where a server listens, and the variable that moves it elsewhere."""
+    """Where a server listens, and the environment variable that changes it."""
 
     host: str
     port: int
@@ -36,7 +36,7 @@ class Address(NamedTuple):
         return f"{self.host}:{self.port}"
 
     def check_usable(self) -> None:
-        """Raise `UserError` unless the address is this machine's and nothing listens there yet."""
+        """Raise `UserError` unless the address is on localhost and nothing listens there yet."""
         if self.host not in ("localhost", "127.0.0.1"):
             raise UserError(f"{self.variable} names {self.host}: the local stack listens on localhost only")
         with socket.socket() as probe:
@@ -51,7 +51,7 @@ class Address(NamedTuple):
 
 
 def read_addresses(bootstrap_servers: str) -> list[Address]:
-    """Read host:port,host:port,... as KAFKA_BOOTSTRAP_SERVERS has it. Raises `UsageError`."""
+    """Parse the value of KAFKA_BOOTSTRAP_SERVERS: host:port,host:port,... Raises `UsageError`."""
     addresses = []
     for each in bootstrap_servers.split(","):
         host, _, port = each.strip().rpartition(":")
@@ -61,14 +61,14 @@ def read_addresses(bootstrap_servers: str) -> list[Address]:
     return addresses
 
 
-_ports = count(997 * os.getpid())  # far from those that another process is about to use
+_ports = count(997 * os.getpid())  # far from the ports that another process is about to use
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on, and that this process has not been given before.
+    """Return a port on 127.0.0.1 that nothing listens on and that this process has not been given before.
 
-    Below those that the system gives to outgoing connections: while a server is down, one of its clients that tries
-    to reconnect could otherwise be given the server's own port, and keep it.
+    It is below the ephemeral ports: otherwise, while a server is down, a client that tries to reconnect could be given
+    the server's own port for its end of the connection, and keep it.
     """
     while True:
         port = 20_000 + next(_ports) % 12_000
@@ -78,15 +78,15 @@ def free_port() -> int:
 
 
 class Server:
-    """A server that keeps its data in `folder/name` and works there; `start`, `stop` and `kill` can follow each other.
+    """A server that keeps its data in its working directory, `folder/name`; it can be restarted after `stop` or `kill`.
 
-    A subclass says what is run (`command`), what comes before (`prepare`) and when it is ready (`answers`).
+    A subclass defines what to run (`command`), what to do before (`prepare`) and when it is ready (`answers`).
     """
 
     title: ClassVar[str]
-    program: ClassVar[str]  # as the list of processes names it
+    program: ClassVar[str]  # its name in the process list
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    user: ClassVar[str | None] = None  # that it runs as
+    user: ClassVar[str | None] = None  # to run as
 
     def __init__(self, folder: Path, name: str, address: Address) -> None:
         self.folder = folder.resolve()
@@ -97,7 +97,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> None:
-        """Do what has to be done before a start, unless the user asks to stop. Raises `UserError`."""
+        """Do what a start requires, unless the user asks to stop. Raises `UserError`."""
         raise NotImplementedError
 
     def command(self) -> list[str]:
@@ -105,21 +105,21 @@ class Server:
         raise NotImplementedError
 
     def answers(self) -> bool:
-        """Tell whether the server serves its clients."""
+        """Return whether the server serves its clients."""
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start, or start again, and wait until it answers or the user asks to stop. Raises `UserError`."""
+        """Start or restart, and wait until the server answers or the user asks to stop. Raises `UserError`."""
         try:
             self.launch()
             self.wait_until_ready()
-        except BaseException:  # whatever it is, no server stays behind that nobody stops
+        except BaseException:  # whatever it is, leave no orphaned server behind
             self.kill()
             raise
 
     def launch(self) -> None:
         """Start without waiting. Raises `UserError`."""
-        self.kill()  # what an earlier run left behind when it was killed
+        self.kill()  # what an earlier, killed run left behind
         self.address.check_usable()
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
@@ -129,7 +129,7 @@ class Server:
             self.process = self.run(self.command(), self.data)
 
     def wait_until_ready(self) -> None:
-        """Wait until it answers or the user asks to stop. Raises `UserError` if it ends or takes too long."""
+        """Wait until the server answers or the user asks to stop. Raises `UserError` if it ends or takes too long."""
         deadline = time.monotonic() + SECONDS_TO_START
         while not stop_requested() and not self.answers():
             if not self.running:
@@ -139,12 +139,12 @@ class Server:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Shut down gracefully; what takes too long is killed, and recovers at the next start."""
+        """Shut down gracefully; a server that takes too long is killed, and recovers on the next start."""
         self.signal_and_wait(self.stop_signal, SECONDS_TO_STOP)
         self.kill()
 
     def signal_and_wait(self, number: signal.Signals, seconds: float) -> None:
-        """Send a signal, and wait that long for the server's end."""
+        """Send a signal, and wait up to `seconds` for the server to end."""
         if self.process is not None:
             self.process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
@@ -162,7 +162,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Tell whether the process is there."""
+        """Return whether the process is running."""
         return self.process is not None and self.process.poll() is None
 
     @property
@@ -177,29 +177,29 @@ class Server:
         return [process for process in psutil.process_iter(["name", "cwd"]) if process.info == wanted]
 
     def failure(self) -> UserError:
-        """Return in one line why the server ended."""
+        """Return an error that says in one line why the server ended."""
         with suppress(OSError):
             if "No space left on device" in self.log.read_text(errors="replace"):
                 return UserError(f"{self.title} has no space left in {self.folder}: make room, and start again")
         return UserError(f"{self.title} ended by itself: see {self.log}")
 
     def trim_log(self) -> None:
-        """Begin the log anew when it has become long."""
+        """Rotate the log once it is too long."""
         with suppress(OSError):
             if self.log.stat().st_size > LOG_LIMIT:
                 shutil.copy(self.log, self.log.with_suffix(".log.1"))
-                os.truncate(self.log, 0)  # the server appends to it
+                os.truncate(self.log, 0)  # safe, because the server appends
 
     def run(self, command: list[str], folder: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a program as the server's user, working in `folder`; the log takes what it prints."""
+        """Start a program as the server's user, working in `folder`; what it prints goes to the log."""
         as_user: dict[str, Any] = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
         with self.log.open("ab") as log:
-            # A session of its own: a Ctrl-C meant for local_stack.py must not reach a server before its clients.
+            # Its own session: a Ctrl-C meant for local_stack.py must not stop a server before its clients.
             io: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
             return subprocess.Popen(command, cwd=folder, **io, **as_user)
 
     def run_to_end(self, command: list[str], text: str = "") -> None:
-        """Run a program that reads `text`, until it ends or the user asks to stop. Raises `UserError` if it fails."""
+        """Run a program with `text` on stdin until it ends or the user asks to stop. Raises `UserError` if it fails."""
         if stop_requested():
             return
         process = self.run(command)
@@ -216,7 +216,7 @@ class Server:
 
 @contextmanager
 def locked(folder: Path, refusal: str = "") -> Iterator[None]:
-    """Hold a folder for this process, however it ends. While another has it: waits, or raises `UserError(refusal)`."""
+    """Lock a folder; even a killed process releases it. If another holds it, wait, or raise `UserError(refusal)`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
@@ -227,7 +227,7 @@ def locked(folder: Path, refusal: str = "") -> Iterator[None]:
 
 
 def all_at_once(*actions: Callable[[], None]) -> None:
-    """Start servers at the same time, each in a thread. Raises `UserError`."""
+    """Start servers concurrently, each in its own thread. Raises `UserError`."""
     with ThreadPoolExecutor() as executor:
         for done in [executor.submit(action) for action in actions]:
             done.result()
