@@ -1,10 +1,10 @@
-# The three scripts in one image; docker-compose.yml says which of them a container runs.
+# The three scripts in one image; docker-compose.yml says which one each container runs.
 FROM python:3.13.11-slim-trixie
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 
-# First what rarely changes. All of it comes as wheels, so there is nothing to compile and nothing to clean up.
+# What rarely changes comes first. Every package comes as a wheel, so there is nothing to compile or clean up.
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
 

@@ -1,12 +1,12 @@
-# `make run` and `make test` need nothing but make and Python 3.11 or newer: the first call of any target sets up
-# the virtual environment .venv with the locked packages it needs, later ones use it as it is.
-#     make test PYTHON=python3.13 VENV=.local/python3.13      another Python, in an environment of its own
+# `make run` and `make test` need only make and Python 3.11 or newer: the first call of a target installs the locked
+# packages it needs into the virtual environment .venv; later calls reuse it.
+#     make test PYTHON=python3.13 VENV=.local/python3.13      another Python, in its own environment
 
 VENV   := .venv
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV_PYTHON := $(VENV)/bin/python
-# The date of such a file is that of its last installation, so pip runs again only when the lock changes.
+# Installing a lock file touches the file of the same name in .venv, so pip runs again only when the lock changes.
 INSTALLED     := $(VENV)/requirements-local.txt
 INSTALLED_DEV := $(VENV)/requirements-dev.txt
 
@@ -22,7 +22,7 @@ run: $(INSTALLED) ## everything on this machine, the page at http://localhost:85
 		END_WITH_HONCHO="$$(command -v setpriv >/dev/null && echo setpriv --pdeathsig HUP)" \
 		$(VENV_PYTHON) -m honcho start
 
-# The two addresses are those that local_stack.py --cluster prints.
+# The two addresses that local_stack.py --cluster prints.
 cluster: export KAFKA_BOOTSTRAP_SERVERS = localhost:9092,localhost:9093,localhost:9094
 cluster: export DATABASE_URL = postgresql://kafka_user:kafka_password@localhost:5432,localhost:5433/kafka_db?target_session_attrs=read-write
 cluster: export LOCAL_STACK = --cluster
@@ -51,7 +51,7 @@ lock: $(INSTALLED_DEV) ## write requirements*.txt and the lists of jars anew, af
 COMPILE = $(VENV_PYTHON) -m uv pip compile pyproject.toml --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
-# Debian keeps the part of Python that makes virtual environments (ensurepip) in a package of its own.
+# Debian ships the part of Python that creates virtual environments (ensurepip) in a separate package.
 $(VENV)/requirements-%.txt: requirements-%.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or name it: make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
