@@ -47,7 +47,7 @@ CONTROL: dict[str, Any] = {"bind": "query-params", "label_visibility": "collapse
 KEY_FIGURES = (f"Trades (last {WINDOW})", "Avg Price", "Total Volume", "Most Active Ticker", "VWAP", "Buy share")
 PICTURES = """<div class="pictures"><button data-chart="price">Price trend as PNG</button>
     <button data-chart="volume">Volume as PNG</button><button data-chart="candle_chart">Candles as PNG</button></div>"""
-NO_TRADES = "No trades yet. Start producer.py and consumer.py: the first trade appears here by itself."
+NO_TRADES = "No trades yet. Start producer.py and consumer.py: trades appear here by themselves."
 
 
 def main() -> None:
@@ -250,13 +250,13 @@ def draw_candles(place: dict[str, Place], counted: Answer[History], most_active:
     if not history.tickers:
         place["candles title"].header("Candles", anchor=False)
         place["candles ticker"].empty()
-        place["candles"].caption(counted.problem or "Nothing has been counted yet.")
+        place["candles"].caption(counted.problem or "No candles yet.")
         return
     with place["candles ticker"]:
         first = history.tickers.index(most_active) if most_active in history.tickers else 0
         ticker = st.selectbox("Ticker of the candles", history.tickers, first, key="candles", **CONTROL)
     step, candles = candles_of(history, ticker)
-    reach = "since" if history.complete else "still reading back, so far to"
+    reach = "since" if history.complete else "still reading back; so far since"
     length = duration(step.total_seconds())
     title = f"Candles · {for_streamlit(ticker)} in steps of {length} {reach} {candles[0].start} UTC"
     place["candles title"].header(f"{title} · {counted.problem}" if counted.problem else title, anchor=False)

@@ -336,11 +336,11 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
     finally:
         producer.close()
         if recording and recording.left_out:
-            print(f"⚠️  {recording.left_out:,} invalid lines of {recording.path} were left out.")
+            print(f"⚠️  {recording.path}: invalid lines skipped: {recording.left_out:,}.")
         if recording and (not recording.finished or producer.errors):
-            print(f"To go on, --replay {shlex.quote(recording.path)} --skip {options.skip + producer.done}")
+            print(f"To resume: --replay {shlex.quote(recording.path)} --skip {options.skip + producer.done}")
     if producer.refusal is not None:
-        raise UserError(f"Kafka takes no more trades: {producer.refusal.str()}")
+        raise UserError(f"Kafka refuses trades: {producer.refusal.str()}")
 
 
 def options() -> argparse.ArgumentParser:
@@ -349,15 +349,17 @@ def options() -> argparse.ArgumentParser:
     source = known.add_mutually_exclusive_group()
     source.add_argument("--rate", type=read_rate, default=1.0, metavar="N|max", help="trades per second (default: 1)")
     source.add_argument("--replay", metavar="FILE", help="send the trades of a recording instead of the market's")
-    known.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="end after so many trades")
-    known.add_argument("--seed", type=int, metavar="N", help="the same trades every time, but for their timestamps")
-    replay = known.add_argument_group("with --replay")
-    replay.add_argument("--speed", type=read_rate, default=1.0, metavar="N|max", help="times the recorded pace")
-    replay.add_argument("--now", action="store_true", help="give the trades new ids, and the time of sending")
-    replay.add_argument(
-        "--skip", type=partial(read_count, least=0), default=0, metavar="N", help="leave out the first N"
+    known.add_argument("--count", type=read_count, default=sys.maxsize, metavar="N", help="stop after N trades")
+    known.add_argument(
+        "--seed", type=int, metavar="N", help="the same trades every time, except for ids and timestamps"
     )
-    replay.add_argument("--strict", action="store_true", help="end at the first invalid line, do not leave it out")
+    replay = known.add_argument_group("with --replay")
+    replay.add_argument("--speed", type=read_rate, default=1.0, metavar="N|max", help="multiple of the recorded pace")
+    replay.add_argument("--now", action="store_true", help="give the trades new ids and the time of sending")
+    replay.add_argument(
+        "--skip", type=partial(read_count, least=0), default=0, metavar="N", help="skip the first N trades"
+    )
+    replay.add_argument("--strict", action="store_true", help="stop at the first invalid line instead of skipping it")
     add_option(known)
     return known
 

@@ -190,14 +190,14 @@ def broken(name: str, path: Path) -> None:
         ("empty", "empty"),
         ("empty gzip", "empty"),
         ("only a header", "no trades"),
-        ("no side", "no column side"),
-        ("headless", "no column"),
+        ("no side", "column side is missing"),
+        ("headless", "is missing"),
         ("truncated gzip", "ended before"),
         ("damaged gzip", "cannot be read"),
         ("gzip in name only", "cannot be read"),
         ("parquet in name only", "cannot be read"),
-        ("a picture", "no column"),
-        ("an endless cell", "after line 901: field larger"),
+        ("a picture", "is missing"),
+        ("an endless cell", "beyond line 901: field larger"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(name: str, said: str, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ MISSING_TABLE = "There is no table “trades” yet: start consumer.py, which cr
 PROBLEMS = {  # by SQLSTATE
     "42P01": MISSING_TABLE,
     "42703": "The table “trades” lacks a column: sql/001_trades.sql lists the six it needs.",
-    "42501": "This user may not read the table: GRANT SELECT ON trades lets it.",
-    "57014": "The database took more than 1.5 s: sql/002_latest_trades.sql has the index that makes it fast.",
+    "42501": "This user may not read the table: GRANT SELECT ON trades fixes that.",
+    "57014": "The query took more than 1.5 s: create the index in sql/002_latest_trades.sql.",
 }
 UNREACHABLE = "The database cannot be reached: is it running, and is DATABASE_URL right?"
 
@@ -76,7 +76,7 @@ def read_only_engine(database_url: str) -> Engine:
     try:
         options = f"{parse_dsn(database_url).get('options', '')} -c statement_timeout=1500 -c jit=off"
     except psycopg2.ProgrammingError:  # its message quotes the URL, password included
-        raise UsageError("DATABASE_URL is not one: give postgresql://user:password@host:port/database") from None
+        raise UsageError("DATABASE_URL is not a valid URL: use postgresql://user:password@host:port/database") from None
 
     def connect() -> psycopg2.extensions.connection:
         own: dict[str, Any] = {"connect_timeout": 2, "tcp_user_timeout": 3000, "application_name": "dashboard"}

@@ -92,7 +92,7 @@ class Recording:
             raise UsageError(f"{self.path}, line {line}: {reason}") from None
         self.left_out += 1
         if self.left_out <= COMPLAINTS:
-            print(f"⚠️  {self.path}, line {line} is left out: {reason}", file=sys.stderr, flush=True)
+            print(f"⚠️  {self.path}, line {line} is skipped: {reason}", file=sys.stderr, flush=True)
 
     def _share(self, line: int) -> float:
         if self._rows:
@@ -117,11 +117,11 @@ class Recording:
         except DAMAGES as error:
             if line:
                 yield records, 1.0  # trades before the damage are still sent
-            place = f"cannot be read on after line {line}" if line else "cannot be read"
+            place = f"cannot be read beyond line {line}" if line else "cannot be read"
             reason = getattr(error, "strerror", None) or first_line(error)
             raise UsageError(f"{self.path} {place}: {reason}") from None
         if not line:
-            raise UsageError(f"{self.path}: there are no trades in it")
+            raise UsageError(f"{self.path}: it contains no trades")
         yield records, 1.0
 
     def _open(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
@@ -156,14 +156,14 @@ class Recording:
         if not columns:
             raise UsageError(f"{self.path}: the file is empty")
         if missing := [name for name in COLUMNS if name not in columns]:
-            raise UsageError(f"{self.path}: there is no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+            raise UsageError(f"{self.path}: the column {', '.join(missing)} is missing; it needs {', '.join(COLUMNS)}")
         return columns
 
 
 def _trades(records: list[Record]) -> list[Trade]:
     """Convert records to trades, all at once, which takes half the time."""
     if not all(records):
-        raise InvalidTrade("it has not as many cells as the first line")
+        raise InvalidTrade("it does not have as many cells as the header")
     try:
         if records and isinstance(records[0], dict):
             return msgspec.convert(records, list[Trade], strict=False)
