@@ -13,7 +13,7 @@ INSTALLED_DEV := $(VENV)/requirements-dev.txt
 .PHONY: help run cluster test chaos check install lock
 .DEFAULT_GOAL := help
 
-help: ## say what there is
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
 
 run: $(INSTALLED) ## everything on this machine, the page at http://localhost:8501, until Ctrl-C
@@ -31,7 +31,7 @@ cluster: run ## the same with three brokers, a primary and a standby: kill any o
 test: $(INSTALLED_DEV) ## the whole test suite
 	@exec $(VENV_PYTHON) -m pytest --numprocesses 5 --dist worksteal $(ARGS)
 
-chaos: $(INSTALLED_DEV) ## a long campaign of crashes, and a count of what was lost
+chaos: $(INSTALLED_DEV) ## a long campaign of faults, which counts lost trades
 	@exec $(VENV_PYTHON) -m tests.chaos $(ARGS)
 
 check: $(INSTALLED_DEV) ## ruff and mypy
@@ -39,9 +39,9 @@ check: $(INSTALLED_DEV) ## ruff and mypy
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy .
 
-install: $(INSTALLED) $(INSTALLED_DEV) ## only the set-up that run and test do by themselves
+install: $(INSTALLED) $(INSTALLED_DEV) ## only the set-up that run and test do anyway
 
-lock: $(INSTALLED_DEV) ## write requirements*.txt and the lists of jars anew, after a change of a version
+lock: $(INSTALLED_DEV) ## write requirements*.txt and the lists of jars again, after changing a version
 	$(VENV_PYTHON) -m pip install --quiet uv
 	$(COMPILE) --group dev --group local -o requirements-dev.txt
 	$(COMPILE) --constraint requirements-dev.txt --group local -o requirements-local.txt

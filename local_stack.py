@@ -54,7 +54,7 @@ def run_two(settings: Settings) -> None:
         if not stop_requested():
             create_database(postgres.url)
             print(f"🟢 Kafka on {kafka.address}, PostgreSQL on {postgres.address}, kept in {FOLDER}", flush=True)
-            print("   Ctrl-C ends both.", flush=True)
+            print("   Ctrl-C stops both.", flush=True)
             Thread(target=kafka.archive_classes, daemon=True).start()
         watch([kafka, postgres])
         postgres.let_clients_finish()
@@ -75,7 +75,7 @@ def run_cluster(settings: Settings) -> None:
             ensure_topic(replace(settings, kafka={"bootstrap.servers": brokers}), settings.topic, None)
             print(f"🟢 Cluster, kept in {folder}. The scripts find it with\n", flush=True)
             print(f"   export KAFKA_BOOTSTRAP_SERVERS={brokers}\n   export DATABASE_URL='{postgres.url}'\n", flush=True)
-            print("   Kill any of these: it is brought back, and no trade is lost. Ctrl-C ends all.\n", flush=True)
+            print("   Kill any of these: it comes back, and no trade is lost. Ctrl-C stops all.\n", flush=True)
             for line in operator.targets(settings.topic):
                 print(f"   {line}", flush=True)
         while not wait_for_stop(0.2):

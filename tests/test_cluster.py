@@ -113,7 +113,7 @@ def test_whatever_is_killed_or_frozen_comes_back_and_nothing_is_lost(cluster: Cl
     os.kill(cluster.pid_of("leader of partition 0"), signal.SIGKILL)
     assert seconds_of_processor(watches) < 0.5  # of two seconds
     cluster.store("2 leader killed")
-    script.wait_for_line("died and was started again", BROUGHT_BACK)
+    script.wait_for_line("died and was restarted", BROUGHT_BACK)
 
     os.kill(cluster.pid_of("primary on port"), signal.SIGKILL)
     cluster.store("3 primary killed")

@@ -54,7 +54,7 @@ class Stack:
 
     def start_and_wait(self) -> Script:
         script = self.start()
-        script.wait_for_line("Ctrl-C ends both", timeout=60)
+        script.wait_for_line("Ctrl-C stops both", timeout=60)
         return script
 
     def stop_while_it_hangs(self, script: Script, program: str) -> None:
@@ -392,7 +392,7 @@ def test_a_log_that_has_become_long_begins_anew(stack: Stack) -> None:
 def test_who_waits_for_postgres_never_meets_it_without_the_database(fresh_stack: Stack) -> None:
     script = fresh_stack.start()
     said = set()
-    while "Ctrl-C ends both" not in script.stdout:
+    while "Ctrl-C stops both" not in script.stdout:
         assert script.running, script.stderr
         try:
             fresh_stack.database.connect().close()

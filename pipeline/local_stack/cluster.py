@@ -31,7 +31,7 @@ def three_brokers(folder: Path, bootstrap_servers: str) -> list[KafkaServer]:
     if len(addresses) == 1:
         addresses = [addresses[0]._replace(port=addresses[0].port + step) for step in range(3)]
     if len(addresses) != 3:
-        raise UsageError(f"{BROKERS}={bootstrap_servers}: a cluster has three brokers, host:port,host:port,...")
+        raise UsageError(f"{BROKERS}={bootstrap_servers}: a cluster needs three brokers: host:port,host:port,...")
     voters = {node_id: free_port() for node_id in (1, 2, 3)}
     return [KafkaServer(folder, address, node_id, voters) for node_id, address in zip(voters, addresses, strict=True)]
 
@@ -58,7 +58,7 @@ class PostgresPair:
         hosts, ports = dsn["host"].split(","), dsn["port"].split(",")
         if not len(hosts) == len(ports) == 2:
             raise UsageError(
-                "DATABASE_URL: a cluster has two servers: postgresql://user:password@host:port,host:port/..."
+                "DATABASE_URL: a cluster needs two servers: postgresql://user:password@host:port,host:port/..."
             )
         self.standby_names = "ANY 1 (*)" if synchronous else ""
         self.servers = []
@@ -196,7 +196,7 @@ class Operator:
 
 def _start_again(server: Server) -> None:
     server.launch()
-    _report(server, "died and was started again")
+    _report(server, "died and was restarted")
 
 
 def _report(server: Server, what: str) -> None:

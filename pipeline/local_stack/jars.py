@@ -59,8 +59,8 @@ def _download(missing: list[Jar], title: str) -> None:
             if stop_requested():
                 return
             raise UserError(
-                f"{title} could not be downloaded: run this again when the network is there, which goes on where it "
-                f"stopped, or use Docker: docker compose up -d ({type(error).__name__}: {first_line(error)[:200]})"
+                f"{title} could not be downloaded: run this again when the network is there (finished jars are "
+                f"kept), or use Docker: docker compose up -d ({type(error).__name__}: {first_line(error)[:200]})"
             ) from None
 
 

@@ -62,7 +62,7 @@ class PostgresServer(Server):
             self._fill(self._initialise)
         elif (made_by := version.read_text().strip()) != VERSION:
             raise UserError(
-                f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: take it along with "
+                f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: migrate it with "
                 "pg_upgrade, or move the folder away to start with an empty one"
             )
         else:
@@ -126,8 +126,8 @@ class PostgresServer(Server):
         except psycopg2.OperationalError as error:
             if "authentication failed" in str(error):
                 raise UserError(
-                    f"{self.data} was made with another user or password than DATABASE_URL's ({first_line(error)}): "
-                    "use those, or move the folder away to start with an empty one"
+                    f"{self.data} was made with a user or password other than DATABASE_URL's "
+                    f"({first_line(error)}): use those, or move the folder away to start with an empty one"
                 ) from None
             return False
         return True

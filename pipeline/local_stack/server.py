@@ -46,7 +46,7 @@ class Address(NamedTuple):
             except OSError as error:
                 raise UserError(
                     f"port {self.port} cannot be used ({error.strerror}): stop what listens there, "
-                    f"or set {self.variable} to another port, for every script alike"
+                    f"or set {self.variable} to another port, for every script"
                 ) from None
 
 
