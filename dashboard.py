@@ -188,7 +188,7 @@ def facts_about(snapshot: Snapshot, now: datetime, paused: bool) -> str:
         facts.append("read from a standby")
     if snapshot.ahead:
         many = f"{snapshot.ahead} or more" if snapshot.ahead == WINDOW else snapshot.ahead
-        facts.append(f"{many} trades dated in the future left out")
+        facts.append(f"trades dated in the future left out: {many}")
     return "  ·  ".join(facts)
 
 

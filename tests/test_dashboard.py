@@ -178,7 +178,7 @@ def test_trades_from_the_future_are_named_and_do_not_pass_for_live(open_page: Op
     insert(database, [("new", "AAPL", 1.0, 1, "buy", utc_now() + timedelta(hours=2))])
     page = open_page()
     assert status(page)["word"] == "STALE"
-    assert "1 trades dated in the future left out" in status(page)["facts"]
+    assert "trades dated in the future left out: 1" in status(page)["facts"]
 
 
 def test_a_view_from_the_address_narrows_every_panel(open_page: OpenPage, database: Database) -> None:

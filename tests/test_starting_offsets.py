@@ -59,7 +59,7 @@ def test_latest_is_the_end_when_the_group_first_joined(
     broker.create_topic(topic)
     broker.produce(topic, [trade(), trade()])
     assert start(0) == {0: 2}
-    assert "2 older messages are skipped (--from-beginning reads them)" in capsys.readouterr().out
+    assert "older messages skipped: 2 (--from-beginning reads them)" in capsys.readouterr().out
     broker.produce(topic, [trade()])
     assert start(0) == {0: 2}, "that was traded after the group joined"
     assert capsys.readouterr().out == ""

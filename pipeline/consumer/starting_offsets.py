@@ -105,8 +105,8 @@ class StartingOffsets:
         oldest = self._list_offsets(numbers, OffsetSpec.earliest())
         starts = self._list_offsets(numbers, OffsetSpec.latest()) if self._latest else oldest
         if skipped := sum(starts.values()) - sum(oldest.values()):
-            told = f"{skipped:,} older messages are skipped (--from-beginning reads them)"
-            print(f"A new group starts at the latest offset: {told}.", flush=True)
+            told = f"older messages skipped: {skipped:,} (--from-beginning reads them)"
+            print(f"A new group starts at the latest offset; {told}.", flush=True)
         self._commit(starts, self._trace)
 
     def _commit(self, offsets: dict[int, int], *more: TopicPartition) -> None:
