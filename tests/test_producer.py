@@ -238,10 +238,11 @@ def test_a_topic_that_is_lost_costs_none_of_the_trades_that_follow(
     delivered = sorted((line["timestamp"], line["ticker"]) for line in lines)
     assert len(delivered) == len(set(delivered)) == 120, "each is told once"
     present = [(trade.timestamp, trade.ticker) for trade in trades(own_broker.read(topic))]
-    assert sorted(present) == delivered[-len(present) :]
-    for ticker in {ticker for _, ticker in present}:
-        times = [timestamp for timestamp, sold in present if sold == ticker]
-        assert times == sorted(times)
+    assert set(delivered[-20:]) <= set(present)
+    for name in {ticker for _, ticker in delivered}:  # a partition that goes before the others loses more
+        told = [timestamp for timestamp, ticker in delivered if ticker == name]
+        kept = [timestamp for timestamp, ticker in present if ticker == name]
+        assert kept == told[len(told) - len(kept) :]
 
 
 class Queue:
