@@ -17,7 +17,7 @@ from pipeline.dashboard.feed import query
 from pipeline.dashboard.queries import CANDLES, CHUNK, NEWEST, STRETCH
 
 PAUSE = timedelta(hours=1)  # as in STRETCH
-LATE = timedelta(seconds=10)  # how late a trade may arrive and still be counted
+LATE = timedelta(seconds=10)  # how late a trade may arrive and still be counted; less while over CHUNK trades are live
 CATCH_UP = 1.0  # seconds a refresh may spend on reading back
 FORGET_AFTER = 60.0  # seconds without a refresh after which there is too much to count in one go
 MAX_CANDLES = 240
@@ -130,7 +130,7 @@ def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
     fine = {key: candle for key, candle in (history.settled | history.live).items() if key[0] == ticker}
     starts = [start for _, start in fine]
     span, trades = starts[-1] - starts[0], sum(candle.trades for candle in fine.values())
-    settled_step = step_for(history.edge - history.start)  # cannot be undone for a ticker that is new
+    settled_step = step_for(history.edge - history.start)  # settled candles cannot be split, even for a new ticker
     step = max(settled_step, step_for(span * max(1, MAX_CANDLES * TRADES_PER_CANDLE / trades)))
     return step, [*join(fine, {}, step).values()]
 

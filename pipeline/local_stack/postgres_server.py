@@ -108,7 +108,7 @@ class PostgresServer(Server):
         """Give a path to PostgreSQL's user, and let it pass through the folders above, without letting it list them."""
         if self.user is None:
             return
-        with locked(JARS):  # of two concurrent useradd, one fails and undoes the other's work
+        with locked(JARS):  # of two concurrent useradd runs, one fails and undoes the other's work
             try:
                 pwd.getpwnam(self.user)
             except KeyError:

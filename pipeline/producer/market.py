@@ -37,7 +37,7 @@ LISTINGS = (
 SESSION = 23_400.0  # seconds from New York's opening bell to the close
 REVERSION = 5 * SESSION  # seconds in which a price loses 63 % of its distance from its level
 
-# The weight of the market in each share's moves; its square is the correlation between two large technology shares.
+# The market's weight in each share's moves; its square is the correlation of two shares, as among large tech shares.
 MARKET_LOAD = 0.65
 
 # Volatility is a product of two log-normal factors (standard deviation of the logarithm, seconds of memory):

@@ -143,7 +143,7 @@ class Recording:
             yield reader.line_num, record
 
     def _parquet(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
-        import pyarrow.parquet  # takes a quarter of a second
+        import pyarrow.parquet  # imported only when needed: it takes a quarter of a second
 
         content = pyarrow.parquet.ParquetFile(file)
         self._known(content.schema_arrow.names)

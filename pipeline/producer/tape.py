@@ -86,7 +86,7 @@ class TradeProvider(BaseProvider):
         id_fractions = ID_FRACTIONS[id_microsecond : id_microsecond + len(stamp_ends)]
         id_head = f'{{"trade_id":"{id_millisecond >> 16:08x}-{id_millisecond & 0xFFFF:04x}-7'
         messages = []
-        # Every 100 ns in this loop cost a tenth of the producer's rate.
+        # Every 100 ns in this loop costs a tenth of the producer's rate.
         for id_fraction, stamp_end, (id_tail, share, successor, level) in zip(
             id_fractions, stamp_ends, chances, strict=False
         ):

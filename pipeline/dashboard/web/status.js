@@ -29,7 +29,7 @@ function ago(seconds) {
   return `${duration(Math.max(0, seconds))} ago`;
 }
 
-// Like `duration` in wording.py, but it rounds down from 10 s on, and always shows tenths below.
+// Like `duration` in wording.py, but it rounds down from 10 s on, and below that always shows tenths.
 function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 120) return `${Math.floor(seconds)} s`;

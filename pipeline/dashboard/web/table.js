@@ -113,7 +113,7 @@ function sparkline(values) {
   return `<svg width="90" height="20" aria-hidden="true"><polyline points="${points.join(" ")}"/></svg>`;
 }
 
-// Shows a bar at an edge of the cell: a shape, not a colour. It fades out or, with reduced motion, goes in one step.
+// Shows a bar at an edge of the cell: a shape, not a colour. It fades or, with reduced motion, disappears in one step.
 function mark(cell, edge) {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   cell.animate(
