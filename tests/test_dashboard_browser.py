@@ -1,4 +1,4 @@
-"""The page in a real browser: what stays as the viewer left it while the figures move, and its network requests."""
+"""The page in a real browser: what stays as the viewer left it while the figures move, and what it asks the network."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import BrowserContext, Locator, Page, ViewportSize, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, Row, chromium, dashboard, insert, utc_now
 from tests.services import Postgres, eventually
@@ -17,14 +17,13 @@ expect.set_options(timeout=60_000)  # milliseconds: the first page loads megabyt
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 FAST = "/?every=1+s"
-WINDOW: ViewportSize = {"width": 1440, "height": 900}
 PRICE, VOLUME = ".st-key-price .js-plotly-plot", ".st-key-volume .js-plotly-plot"
 WATCHLIST, TAPE = ".st-key-watchlist .table", ".st-key-tape .table"
 AXE_RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 
 
 class Site(NamedTuple):
-    """The running page, and the PostgreSQL that holds its trades."""
+    """The running page, and the server that its trades are in."""
 
     address: str
     postgres: Postgres
@@ -41,33 +40,26 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[BrowserContext]:
-    """One browser for all tests; thanks to its cache, only the first page loads megabytes of scripts."""
+    """One browser, whose cache spares every page but the first megabytes of scripts."""
     with chromium() as browser:
-        yield browser.new_context(viewport=WINDOW, accept_downloads=True)
+        yield browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
 
 
 @pytest.fixture
 def market(site: Site) -> Market:
-    """A market; the table holds its last 200 trades and nothing else."""
+    """A market whose last 200 trades are all that the table holds."""
     site.postgres.database.query("TRUNCATE trades")
     market = Market()
     site.store(*market.until_now(200, seconds=20))
     return market
 
 
-@pytest.fixture(scope="module")
-def tab(context: BrowserContext) -> Page:
-    """A tab that every test reuses to open the page: the scripts are already compiled, which halves the time."""
-    return context.new_page()
-
-
 @pytest.fixture
-def open_page(context: BrowserContext, tab: Page, site: Site) -> Iterator[Callable[..., Page]]:
-    """Open the page in `tab`; further calls in the same test open it in additional tabs."""
-    pages: list[Page] = []
+def open_page(context: BrowserContext, site: Site) -> Iterator[Callable[..., Page]]:
+    pages = []
 
     def open_page(view: str = FAST) -> Page:
-        page = context.new_page() if pages else tab
+        page = context.new_page()
         pages.append(page)
         page.goto(site.address + view)
         expect(page.locator(".status [role=status]")).not_to_be_empty()
@@ -76,17 +68,12 @@ def open_page(context: BrowserContext, tab: Page, site: Site) -> Iterator[Callab
     yield open_page
     for page in pages:
         assert page.locator(".stException").all_inner_texts() == []
-    for page in pages[1:]:
         page.close()
-    tab.set_viewport_size(WINDOW)
-    tab.emulate_media(reduced_motion="null")
 
 
 @pytest.fixture
-def page(open_page: Callable[..., Page], market: Market, site: Site) -> Page:
+def page(open_page: Callable[..., Page], market: Market) -> Page:
     page = open_page()
-    [(newest,)] = site.postgres.database.query("SELECT max(timestamp) FROM trades")
-    wait_until_shown(page, newest.replace(tzinfo=UTC).timestamp())  # not the trades of the test before
     expect(page.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(7)
     expect(page.locator(f"{TAPE} tbody tr")).to_have_count(200)
     return page
@@ -105,7 +92,7 @@ def next_tick(page: Page, site: Site, market: Market) -> Callable[[], None]:
 
 
 def wait_until_shown(page: Page, newest: float) -> None:
-    """Wait until the price chart reaches a moment, in seconds since the epoch."""
+    """Wait until the price chart reaches a moment, in seconds since 1970."""
     page.wait_for_function(
         """([chart, newest]) => document.querySelector(chart)?.data.some(
             (line) => line.x.some((time) => Date.parse(time + "Z") >= newest))""",
@@ -114,12 +101,12 @@ def wait_until_shown(page: Page, newest: float) -> None:
 
 
 def cells(page: Page, table: str, column: int) -> list[str]:
-    """Return the texts that a table shows in a column; columns count from 1."""
+    """Return what a table shows in a column, the first of which is 1."""
     return page.locator(f"{table} tbody td:nth-child({column})").all_text_contents()
 
 
 def wait_for_text(place: Locator, text: str) -> None:
-    """Wait for a text, ignoring the invisible character U+2060."""
+    """Wait for a text, between whose characters the invisible U+2060 may stand."""
     eventually(lambda: text in place.inner_text().replace("\u2060", ""))
 
 
@@ -188,7 +175,7 @@ def test_what_changed_is_marked_for_a_moment_and_nothing_else(page: Page, site: 
     newest = utc_now()
     site.store(("the new one", "NVDA", 999.0, 100, "buy", newest))
     wait_until_shown(page, newest.replace(tzinfo=UTC).timestamp())
-    # The tables are drawn one after another.
+    # The tables are drawn one after the other.
     page.wait_for_function(
         "() => ['the new one', 'NVDA'].every((key) => window.marked.some((mark) => mark[0] === key))"
     )
@@ -341,7 +328,7 @@ def test_a_stopped_database_leaves_the_last_good_data_and_comes_back_by_itself(p
 
 
 def test_the_page_is_accessible(page: Page) -> None:
-    """Check the rules of WCAG 2.2, levels A and AA, that can be checked automatically."""
+    """By the rules that a machine can check, in WCAG 2.2's levels A and AA."""
     page.get_by_label("Tickers").click()
     page.get_by_role("option", name="TSLA").click()
     page.keyboard.press("Escape")
@@ -358,7 +345,7 @@ def test_charts_say_in_words_what_they_show(page: Page) -> None:
 
 
 def test_text_is_shown_as_text(open_page: Callable[..., Page], site: Site) -> None:
-    """HTML, Markdown, emoji codes and entities in a ticker have no effect."""
+    """No HTML, Markdown, emoji or entity in a ticker does anything."""
     names = ["<b>x</b>", "**x**", "$x$ :cat:", "a & b", "&lt;", "[x](y)"]
     site.postgres.database.query("TRUNCATE trades")
     site.store(*((f"id {name}", name, 12.5, 10, "<i>buy</i>", utc_now()) for name in names))
@@ -387,7 +374,7 @@ def test_trades_and_charts_are_saved_in_one_place(page: Page) -> None:
 
 
 def saved(page: Page, name: str) -> bytes:
-    """Choose an entry of the menu, and return the downloaded file."""
+    """Choose something from the menu, and return the file that comes."""
     choice = page.get_by_role("button", name=name)
 
     def menu_is_open() -> bool:  # a save may leave it open
