@@ -296,10 +296,10 @@ class TradeConsumer:
         Kafka answers the requests on a connection in order, so a commit that waits for a dead broker holds up all that
         is sent after it, heartbeats included. So only one commit is in flight at a time, except the last (in `settle`).
         """
-        offsets: list[TopicPartition] = []
+        offsets = None
         while self.to_commit and not self.to_commit[0].unacknowledged:  # [3] dead letters first
             offsets = self.to_commit.popleft().offsets
-        if offsets := offsets + self.starting_offsets.due_trace():
+        if offsets is not None:
             self.committing = True
             self.consumer.commit(offsets=offsets, asynchronous=True)  # [1] then offsets
 
@@ -352,6 +352,8 @@ class TradeConsumer:
         """Read new partitions from where the group left off; commit a new group's starting offsets first [2]."""
         if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
             self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
+        if not self.committing:
+            self.committing = self.starting_offsets.keep_trace()
         if self.starting_offsets.made_again():
             log.warning("⚠️  The topic %s was recreated: reading it from its oldest message.", self.settings.topic)
             self.abandon()

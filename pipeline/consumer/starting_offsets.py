@@ -71,12 +71,12 @@ class StartingOffsets:
         """Return the known positions, labelled with the topic's id, ready to commit."""
         return [TopicPartition(p.topic, p.partition, p.offset, self._label) for p in positions if p.offset >= 0]
 
-    def due_trace(self) -> list[TopicPartition]:
-        """Return the trace when it is due, to be committed with the next offsets or alone."""
-        if not self._started or time.monotonic() < self._next_trace:
-            return []
-        self._next_trace = time.monotonic() + SECONDS_BETWEEN_TRACES
-        return [self._trace]
+    def keep_trace(self) -> bool:
+        """Commit the trace again if it is due; return whether it was. Returns at once."""
+        if due := self._started and time.monotonic() >= self._next_trace:
+            self._next_trace = time.monotonic() + SECONDS_BETWEEN_TRACES
+            self._consumer.commit(offsets=[self._trace], asynchronous=True)
+        return due
 
     def made_again(self) -> bool:
         """Return whether the topic was recreated since it was first seen. Returns at once."""
