@@ -39,5 +39,5 @@ def test_partitions_that_were_paused_when_they_changed_hands_are_read_on(
             consumers[-1].wait_for_line("Consumer started")
             eventually(lambda: waiting_for_the_table(database) >= len(consumers))
             time.sleep(2)  # it pauses a second after its batch is full, which is not visible from outside
-    eventually(lambda: database.count() == PARTITIONS * TRADES_A_PARTITION, timeout=120, every=0.5)
+    eventually(lambda: database.count() == PARTITIONS * TRADES_A_PARTITION, timeout=40, every=0.5)
     assert [consumer.stop() for consumer in consumers] == [0] * PARTITIONS
