@@ -9,6 +9,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from pipeline.dashboard.feed import Feed
 from tests.live_page import ROOT, Market, insert, utc_now
 from tests.services import Database, eventually, free_port
 
@@ -19,6 +20,9 @@ OpenPage = Callable[..., AppTest]
 def open_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenPage]:
     """Run the page as on a viewer's first visit; `open_page(side="buy")` puts that into the URL."""
     monkeypatch.setenv("DATABASE_URL", database.url)
+    latest = Feed.latest
+    # A viewer would see the answer one tick later; nothing here ticks, and a busy machine may be slow.
+    monkeypatch.setattr(Feed, "latest", lambda feed, max_age, patience: latest(feed, max_age, patience=20))
 
     def open_page(**view: str) -> AppTest:
         st.cache_resource.clear()
