@@ -181,7 +181,7 @@ def test_what_changed_is_marked_for_a_moment_and_nothing_else(page: Page, site: 
     )
     marked = page.evaluate("() => window.marked")
     assert [cell for key, cell, _ in marked if key == "the new one"] == [0]
-    assert {easing for *_, easing in marked} == {"ease-in"}
+    assert {easing for *_, easing in marked} == {"steps(8)"}  # not a frame after the other
     eventually(lambda: page.evaluate("() => document.getAnimations().length") == 0)  # gone by itself
 
 
