@@ -21,7 +21,8 @@ from benchmarks.backlog import Backlog
 from benchmarks.command import show
 from benchmarks.systems import System, Task
 from pipeline.user_error import UserError
-from tests.services import Database, Postgres, environment_of, eventually
+from tests.script import environment_of
+from tests.services import Database, Postgres, eventually
 
 GIVE_UP_AFTER = 60  # seconds without a new row
 

@@ -23,7 +23,8 @@ from math import ceil
 
 from benchmarks.command import machine, numbers, parser, run, say, say_table, show
 from tests.live_page import chromium, dashboard
-from tests.services import Database, Kafka, Postgres, Script, environment_of, eventually
+from tests.script import Script, environment_of
+from tests.services import Database, Kafka, Postgres, eventually
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 WARM_UP = 3  # seconds

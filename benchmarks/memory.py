@@ -26,7 +26,8 @@ from playwright.sync_api import Browser
 from benchmarks.command import machine, parser, run, say, say_table, show
 from pipeline.user_error import UserError
 from tests.live_page import chromium, dashboard
-from tests.services import Kafka, Postgres, Script, environment_of
+from tests.script import Script, environment_of
+from tests.services import Kafka, Postgres
 
 SIZE = {"width": 1200, "height": 700}
 

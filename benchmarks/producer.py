@@ -31,7 +31,8 @@ from benchmarks.command import processor, show
 from pipeline.producer.pace import MAX, Trades
 from pipeline.settings import read_settings
 from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, TradeProducer, market_steps, open_market
-from tests.services import Kafka, Script, environment_of
+from tests.script import Script, environment_of
+from tests.services import Kafka
 
 SECONDS_OF_PACE = 10
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")

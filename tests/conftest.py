@@ -13,7 +13,8 @@ import psycopg2
 import pytest
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
-from tests.services import Database, Kafka, KafkaClient, Postgres, Script, environment_of
+from tests.script import Script, environment_of
+from tests.services import Database, Kafka, KafkaClient, Postgres
 
 RunScript = Callable[..., Script]
 BROKER = pytest.StashKey[Kafka]()

@@ -11,7 +11,8 @@ import yaml
 
 from pipeline.local_stack.kafka_server import TOOLS, java
 from pipeline.local_stack.postgres_server import BINARIES
-from tests.services import PASSWORD, ROOT
+from tests.script import ROOT
+from tests.services import PASSWORD
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

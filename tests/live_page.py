@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, sync_playwright
 from psycopg2.extras import execute_values
 
 from pipeline.producer.tape import TradeProvider
-from tests.services import Database, environment_of, eventually, free_port
+from tests.script import environment_of
+from tests.services import Database, eventually, free_port
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

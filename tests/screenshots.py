@@ -19,7 +19,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from tests.live_page import CHROMIUM, NO_CHROMIUM, chromium
-from tests.services import ROOT, eventually
+from tests.script import ROOT
+from tests.services import eventually
 from tests.test_make import Run, copy_to_run
 
 FOLDER = ROOT / "images"

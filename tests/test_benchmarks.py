@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.live_page import CHROMIUM, NO_CHROMIUM
-from tests.services import Script
+from tests.script import Script
 
 
 def run(*words: str, timeout: float = 100) -> str:

@@ -18,7 +18,8 @@ from confluent_kafka.admin import AdminClient
 from pipeline.kafka import TopicWatch, client
 from pipeline.local_stack import cluster as cluster_module
 from pipeline.local_stack.cluster import Operator
-from tests.services import PASSWORD, USER, Database, Script, environment_of, eventually, free_port
+from tests.script import Script, environment_of
+from tests.services import PASSWORD, USER, Database, eventually, free_port
 from tests.test_local_stack import Stack, gone
 
 BROUGHT_BACK = 60  # seconds, on a busy machine

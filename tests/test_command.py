@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.services import ROOT, Script, environment_of, eventually
+from tests.script import ROOT, Script, environment_of
+from tests.services import eventually
 
 LOOP = """
 from pipeline.stop import stop_requested, take_signals, wait_for_stop

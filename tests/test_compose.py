@@ -32,7 +32,8 @@ from tests.containers import (
     run_kafka_tool,
     run_postgres_program,
 )
-from tests.services import ROOT, Kafka, Postgres, eventually, free_port
+from tests.script import ROOT
+from tests.services import Kafka, Postgres, eventually, free_port
 
 INFRASTRUCTURE = {"kafka", "postgres", "topic"}
 SCRIPTS = {"producer", "consumer", "dashboard"}

@@ -31,7 +31,8 @@ from pipeline.settings import read_settings
 from pipeline.trade import Trade, copy_rows, encode
 from tests.conftest import RunScript
 from tests.messages import expected_row, mutations, trade
-from tests.services import SECONDS_TO_END, Database, Kafka, KafkaClient, Postgres, Script, eventually
+from tests.script import SECONDS_TO_END, Script
+from tests.services import Database, Kafka, KafkaClient, Postgres, eventually
 
 STARTED = "🟢 Consumer started. Waiting for trades..."
 

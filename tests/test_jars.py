@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Script, eventually, free_port
+from tests.script import Script
+from tests.services import eventually, free_port
 from tests.test_local_stack import Stack
 
 CONTENT = {f"jar-{number}-1.0.jar": random.Random(number).randbytes(300_000) for number in range(3)}

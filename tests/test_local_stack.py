@@ -19,18 +19,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pipeline.local_stack import server
 from pipeline.local_stack.jars import JARS
 from pipeline.user_error import UserError
-from tests.services import (
-    PASSWORD,
-    ROOT,
-    USER,
-    Database,
-    Kafka,
-    Script,
-    environment_of,
-    eventually,
-    free_port,
-    patiently,
-)
+from tests.script import ROOT, Script, environment_of
+from tests.services import PASSWORD, USER, Database, Kafka, eventually, free_port, patiently
 
 
 class Stack:

@@ -17,7 +17,8 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from tests.services import PASSWORD, ROOT, USER, Database, environment_of, eventually, free_port
+from tests.script import ROOT, environment_of
+from tests.services import PASSWORD, USER, Database, eventually, free_port
 from tests.test_local_stack import gone, share_jars
 
 TARGETS = ("help", "run", "cluster", "test", "chaos", "check", "install", "lock")

@@ -13,7 +13,8 @@ from pipeline.metrics import ConsumerMetrics, Metrics, ProducerMetrics
 from pipeline.trade import InvalidTrade
 from tests.conftest import RunScript
 from tests.messages import mutations, trade
-from tests.services import Database, KafkaClient, Postgres, Script, eventually, free_port
+from tests.script import Script
+from tests.services import Database, KafkaClient, Postgres, eventually, free_port
 
 Scrape = Callable[[], dict[str, float]]
 

@@ -19,7 +19,8 @@ from pipeline.command import run
 from pipeline.settings import read_settings
 from pipeline.trade import Trade, decode
 from tests.conftest import RunScript
-from tests.services import ROOT, Kafka, KafkaClient, Script, eventually, free_port
+from tests.script import ROOT, Script
+from tests.services import Kafka, KafkaClient, eventually, free_port
 
 TRADE = r"📤 (?P<timestamp>\S+Z)  (?P<ticker>\w+) +(?P<side>buy|sell) +(?P<volume>[\d,]+) @ (?P<price>[\d,.]+)  → "
 PRINTED = re.compile(TRADE + r"(?P<topic>\S+), partition (?P<partition>\d+), offset (?P<offset>\d+)")

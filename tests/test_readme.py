@@ -27,7 +27,8 @@ from tests.containers import (
     run_postgres_program,
 )
 from tests.messages import trade
-from tests.services import ROOT, Kafka, KafkaClient, Postgres, Script, environment_of, eventually, free_port
+from tests.script import ROOT, Script, environment_of
+from tests.services import Kafka, KafkaClient, Postgres, eventually, free_port
 from tests.test_contract import CONTRACT
 
 README = (ROOT / "README.md").read_text()

@@ -13,7 +13,8 @@ from pipeline.maintenance.retention import BATCH_SIZE, DELETE_OLDEST, prune
 from pipeline.trade import copy_rows
 from tests.conftest import RunScript
 from tests.messages import trade
-from tests.services import ROOT, Database, Postgres, eventually
+from tests.script import ROOT
+from tests.services import Database, Postgres, eventually
 
 HOUR = timedelta(hours=1)
 

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from tests.services import ROOT
+from tests.script import ROOT
 
 ROOMS = {path.name for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").exists()}
 

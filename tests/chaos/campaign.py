@@ -21,7 +21,8 @@ from tests.chaos.page import Page
 from tests.chaos.report import Report
 from tests.chaos.traffic import PARTITIONS, Pace, RecordingProducer, trade_number
 from tests.messages import Row, trade
-from tests.services import Database, KafkaClient, Script, environment_of, eventually
+from tests.script import Script, environment_of
+from tests.services import Database, KafkaClient, eventually
 
 TOPIC, GROUP = "orders", "chaos"
 DEAD_LETTERS = f"{TOPIC}.dlq"

@@ -6,7 +6,8 @@ from contextlib import suppress
 from playwright.sync_api import Error as BrowserError
 
 from tests.live_page import CHROMIUM, chromium, healthy
-from tests.services import Script, environment_of, eventually, free_port
+from tests.script import Script, environment_of
+from tests.services import eventually, free_port
 
 TROUBLE = "[data-testid=stException]"  # how Streamlit shows a traceback
 
