@@ -110,7 +110,9 @@ def wait_for_text(place: Locator, text: str) -> None:
     eventually(lambda: text in place.inner_text().replace("\u2060", ""))
 
 
-def test_charts_move_in_place_and_keep_zoom_legend_and_hover(page: Page, next_tick: Callable[[], None]) -> None:
+def test_charts_move_in_place_and_keep_zoom_legend_and_hover_and_nothing_fades(
+    page: Page, next_tick: Callable[[], None]
+) -> None:
     chart = page.locator(PRICE)
     chart.evaluate("(chart) => { chart.mark = 'the same element' }")
     page.locator(f"{VOLUME} .legendtoggle").first.click()
@@ -126,6 +128,17 @@ def test_charts_move_in_place_and_keep_zoom_legend_and_hover(page: Page, next_ti
     page.mouse.move(area["x"] + area["width"] * 0.5, area["y"] + area["height"] * 0.4)
     expect(page.locator(f"{PRICE} .hoverlayer .legend")).to_be_visible()
 
+    page.evaluate(
+        """() => {
+            window.faded = 0;
+            const look = () => {
+                for (const element of document.querySelectorAll(".stElementContainer, .stVerticalBlock"))
+                    window.faded += getComputedStyle(element).opacity !== "1";
+                requestAnimationFrame(look);
+            };
+            look();
+        }"""
+    )
     for _ in range(3):
         next_tick()
 
@@ -134,6 +147,7 @@ def test_charts_move_in_place_and_keep_zoom_legend_and_hover(page: Page, next_ti
     shown = page.locator(VOLUME).evaluate("(chart) => chart._fullData.map((bar) => bar.visible)")
     assert sorted(map(str, shown)) == ["True", "legendonly"]
     expect(page.locator(f"{PRICE} .hoverlayer .legend")).to_be_visible()
+    assert page.evaluate("() => window.faded") == 0
 
 
 def test_a_table_keeps_its_place_and_its_order(page: Page, next_tick: Callable[[], None]) -> None:
@@ -172,34 +186,25 @@ def test_what_changed_is_marked_for_a_moment_and_nothing_else(page: Page, site: 
             };
         }"""
     )
+    assert store_and_see_marks(page, site, "one") == {"steps(8)"}  # not a frame after the other
+    eventually(lambda: page.evaluate("() => document.getAnimations().length") == 0)  # gone by itself
+    page.emulate_media(reduced_motion="reduce")
+    assert store_and_see_marks(page, site, "another") == {"step-end"}
+
+
+def store_and_see_marks(page: Page, site: Site, trade_id: str) -> set[str]:
+    """Let a trade arrive, see that its new row is marked once, and return how the marks fade."""
     newest = utc_now()
-    site.store(("the new one", "NVDA", 999.0, 100, "buy", newest))
+    page.evaluate("() => { window.marked = [] }")
+    site.store((trade_id, "NVDA", 999.0 + len(trade_id), 100, "buy", newest))
     wait_until_shown(page, newest.replace(tzinfo=UTC).timestamp())
     # The tables are drawn one after the other.
     page.wait_for_function(
-        "() => ['the new one', 'NVDA'].every((key) => window.marked.some((mark) => mark[0] === key))"
+        "(id) => [id, 'NVDA'].every((key) => window.marked.some((mark) => mark[0] === key))", arg=trade_id
     )
     marked = page.evaluate("() => window.marked")
-    assert [cell for key, cell, _ in marked if key == "the new one"] == [0]
-    assert {easing for *_, easing in marked} == {"steps(8)"}  # not a frame after the other
-    eventually(lambda: page.evaluate("() => document.getAnimations().length") == 0)  # gone by itself
-
-
-def test_marks_do_not_move_where_motion_is_not_wanted(page: Page, next_tick: Callable[[], None]) -> None:
-    page.emulate_media(reduced_motion="reduce")
-    page.evaluate(
-        """() => {
-            window.easings = [];
-            const animate = Element.prototype.animate;
-            Element.prototype.animate = function (frames, timing) {
-                window.easings.push(timing.easing);
-                return animate.call(this, frames, timing);
-            };
-        }"""
-    )
-    next_tick()
-    page.wait_for_function("() => window.easings.length > 0")
-    assert set(page.evaluate("() => window.easings")) == {"step-end"}
+    assert [cell for key, cell, _ in marked if key == trade_id] == [0]
+    return {easing for *_, easing in marked}
 
 
 def test_figures_are_written_as_people_write_them(open_page: Callable[..., Page], site: Site) -> None:
@@ -215,7 +220,24 @@ def test_figures_are_written_as_people_write_them(open_page: Callable[..., Page]
     expect(rows.nth(1).locator("td")).to_have_text(told)
 
 
-def test_the_prices_at_the_lines_ends_are_readable(page: Page) -> None:
+def test_the_page_is_legible_at_first_sight_on_a_screen_and_on_a_phone(page: Page) -> None:
+    assert_what_matters_first_fits_the_window(page)
+    assert_the_prices_at_the_lines_ends_are_readable(page)
+    assert_charts_say_in_words_what_they_show(page)
+    assert_a_phone_shows_it_all_without_scrolling_sideways(page)
+
+
+def assert_what_matters_first_fits_the_window(page: Page) -> None:
+    for panel in (".status", ".stMetric", WATCHLIST, ".st-key-price", ".st-key-volume"):
+        box = page.locator(panel).last.bounding_box()
+        assert box
+        assert box["y"] + box["height"] <= 900, panel
+    tape = page.locator(TAPE).bounding_box()
+    assert tape
+    assert tape["y"] <= 700
+
+
+def assert_the_prices_at_the_lines_ends_are_readable(page: Page) -> None:
     labels = page.locator(f"{PRICE} .annotation-text")
     expect(labels).to_have_count(7)
     boxes = sorted(
@@ -227,34 +249,13 @@ def test_the_prices_at_the_lines_ends_are_readable(page: Page) -> None:
     assert all(right <= chart["x"] + chart["width"] for _, _, right in boxes)
 
 
-def test_nothing_fades_while_the_page_moves(page: Page, next_tick: Callable[[], None]) -> None:
-    page.evaluate(
-        """() => {
-            window.faded = 0;
-            const look = () => {
-                for (const element of document.querySelectorAll(".stElementContainer, .stVerticalBlock"))
-                    window.faded += getComputedStyle(element).opacity !== "1";
-                requestAnimationFrame(look);
-            };
-            look();
-        }"""
-    )
-    for _ in range(3):
-        next_tick()
-    assert page.evaluate("() => window.faded") == 0
+def assert_charts_say_in_words_what_they_show(page: Page) -> None:
+    expect(page.locator(".st-key-price figcaption")).to_contain_text(re.compile(r"TSLA last [\d,.]+, [+−]?[\d.]+%"))
+    expect(page.locator(".st-key-volume figcaption")).to_contain_text(re.compile(r"TSLA [\d,]+, \d+% bought"))
+    expect(page.locator(".st-key-candle_chart figcaption")).to_contain_text(re.compile(r"AAPL: open [\d,.]+"))
 
 
-def test_what_matters_first_fits_the_window(page: Page) -> None:
-    for panel in (".status", ".stMetric", WATCHLIST, ".st-key-price", ".st-key-volume"):
-        box = page.locator(panel).last.bounding_box()
-        assert box
-        assert box["y"] + box["height"] <= 900, panel
-    tape = page.locator(TAPE).bounding_box()
-    assert tape
-    assert tape["y"] <= 700
-
-
-def test_a_phone_shows_it_all_without_scrolling_sideways(page: Page) -> None:
+def assert_a_phone_shows_it_all_without_scrolling_sideways(page: Page) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
     expect(page.locator(f"{PRICE} .main-svg").first).to_have_js_property("clientWidth", 400 - 28)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
@@ -336,12 +337,6 @@ def test_the_page_is_accessible(page: Page) -> None:
     expect(page.locator(".status")).to_contain_text("PAUSED")
     results = Axe().run(page, options=AXE_RULES)
     assert results.violations_count == 0, results.generate_report()
-
-
-def test_charts_say_in_words_what_they_show(page: Page) -> None:
-    expect(page.locator(".st-key-price figcaption")).to_contain_text(re.compile(r"TSLA last [\d,.]+, [+−]?[\d.]+%"))
-    expect(page.locator(".st-key-volume figcaption")).to_contain_text(re.compile(r"TSLA [\d,]+, \d+% bought"))
-    expect(page.locator(".st-key-candle_chart figcaption")).to_contain_text(re.compile(r"AAPL: open [\d,.]+"))
 
 
 def test_text_is_shown_as_text(open_page: Callable[..., Page], site: Site) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline.local_stack import server
 from pipeline.local_stack.jars import JARS
+from pipeline.local_stack.kafka_server import KafkaServer
 from pipeline.user_error import UserError
 from tests.script import ROOT, Script, environment_of
 from tests.services import PASSWORD, USER, Database, Kafka, eventually, free_port, patiently
@@ -124,15 +125,22 @@ def share_jars(folder: Path) -> None:
     (folder / ".local" / "jars").symlink_to(JARS)
 
 
-@pytest.fixture
-def fresh_stack() -> Iterator[Stack]:
-    """A copy that has never been started."""
+@contextmanager
+def copied() -> Iterator[Stack]:
+    """Copy the project files; at the end, kill whatever of the copy still runs."""
     with tempfile.TemporaryDirectory(prefix="trades-stack-", ignore_cleanup_errors=True) as folder:
         copy = Stack(Path(folder))
         yield copy
         copy.kill_all()
         for script in copy.started:
             script.kill()
+
+
+@pytest.fixture
+def fresh_stack() -> Iterator[Stack]:
+    """A copy that has never been started."""
+    with copied() as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +153,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stack.data
 
 
+@pytest.fixture(scope="module")
+def running(prepared: Path) -> Iterator[Stack]:
+    """A stack that runs, for tests that leave it running."""
+    with copied() as stack:
+        take_over(prepared, stack)
+        stack.start_and_wait()
+        yield stack
+
+
 @pytest.fixture
 def stack(fresh_stack: Stack, prepared: Path) -> Stack:
     """A copy with the data of one that was started and filled before, on other ports."""
-    for name in ("kafka", "postgres"):
-        subprocess.run(["cp", "-a", str(prepared / name), str(fresh_stack.data)], check=True)
+    take_over(prepared, fresh_stack)
     return fresh_stack
+
+
+def take_over(prepared: Path, stack: Stack) -> None:
+    for name in ("kafka", "postgres"):
+        subprocess.run(["cp", "-a", str(prepared / name), str(stack.data)], check=True)
 
 
 def gone(processes: Sequence[psutil.Process]) -> bool:
@@ -180,7 +201,9 @@ def test_a_stop_ends_what_prepares_a_folder_and_the_next_start_does_it_again(fre
 
 
 def test_it_says_where_the_services_are_and_ctrl_c_leaves_none(fresh_stack: Stack) -> None:
-    script = fresh_stack.start_and_wait()
+    """A script that waits for PostgreSQL meanwhile never finds it without its database."""
+    script = fresh_stack.start()
+    assert not [said for said in refusals_until_ready(fresh_stack, script) if "does not exist" in said]
     for port in (fresh_stack.broker_port, fresh_stack.database_port):
         assert f"localhost:{port}" in script.wait_for_line("🟢 Kafka")
     assert fresh_stack.database.count() == 0
@@ -191,6 +214,16 @@ def test_it_says_where_the_services_are_and_ctrl_c_leaves_none(fresh_stack: Stac
     assert fresh_stack.listens() == []
     assert script.stdout.splitlines()[-1] == "Local stack stopped."
     assert script.stderr == ""
+
+
+def refusals_until_ready(stack: Stack, script: Script) -> Iterator[str]:
+    """Yield what a script that waits for PostgreSQL is told meanwhile."""
+    while "Ctrl-C stops both" not in script.stdout:
+        assert script.running, script.stderr
+        try:
+            stack.database.connect().close()
+        except psycopg2.OperationalError as error:
+            yield str(error)
 
 
 def test_a_stop_during_the_first_start_leaves_nothing(fresh_stack: Stack) -> None:
@@ -239,13 +272,11 @@ def assert_it_has_everything(stack: Stack, earlier: Sequence[psutil.Process] = (
     assert stack.listens() == []
 
 
-def test_who_works_in_its_folder_but_is_no_server_of_it_lives_on(fresh_stack: Stack) -> None:
-    (fresh_stack.data / "kafka").mkdir()
-    with subprocess.Popen(
-        [sys.executable, "-c", "input()"], cwd=fresh_stack.data / "kafka", stdin=subprocess.PIPE
-    ) as stranger:
-        script = fresh_stack.start_and_wait()
-        assert script.stop() == 0
+def test_who_works_in_a_servers_folder_but_is_no_server_lives_on(tmp_path: Path) -> None:
+    kafka = KafkaServer(tmp_path, server.Address("127.0.0.1", free_port()))
+    kafka.data.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=kafka.data, stdin=subprocess.PIPE) as stranger:
+        kafka.kill()  # as before each start
         assert stranger.poll() is None
 
 
@@ -300,25 +331,23 @@ def test_a_full_disk_is_one_line_and_with_room_again_it_has_everything(stack: St
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_kafkas_tools_run_on_it_by_their_names(stack: Stack) -> None:
-    stack.start_and_wait()
-    made = stack.start("kafka-topics", "--create", "--topic", "made", "--partitions", "3")
+def test_kafkas_tools_run_on_it_by_their_names(running: Stack) -> None:
+    made = running.start("kafka-topics", "--create", "--topic", "made", "--partitions", "3")
     assert made.wait() == 0, made.stdout + made.stderr
-    groups = stack.start("kafka-consumer-groups", "--list", "--bootstrap-server", f"localhost:{stack.broker_port}")
+    groups = running.start("kafka-consumer-groups", "--list", "--bootstrap-server", f"localhost:{running.broker_port}")
     assert groups.wait() == 0
-    described = stack.start("kafka-topics", "--describe", "--topic", "made")
+    described = running.start("kafka-topics", "--describe", "--topic", "made")
     assert described.wait() == 0
     assert "PartitionCount: 3" in described.stdout
     assert described.stderr == groups.stderr == made.stderr == ""
 
 
-def test_a_second_one_from_the_same_folder_is_refused(stack: Stack) -> None:
-    first = stack.start_and_wait()
-    second = stack.start()
+def test_a_second_one_from_the_same_folder_is_refused(running: Stack) -> None:
+    second = running.start()
     assert second.wait() == 1
     assert "already running" in one_line(second.stderr)
-    assert first.running
-    assert len(stack.listens()) == 2
+    assert running.started[0].running
+    assert len(running.listens()) == 2
 
 
 @pytest.mark.parametrize("variable", ["KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL"])
@@ -370,25 +399,12 @@ def test_a_server_that_takes_too_long_is_said_to(monkeypatch: pytest.MonkeyPatch
     shutil.rmtree(kafka.folder)
 
 
-def test_a_log_that_has_become_long_begins_anew(stack: Stack) -> None:
-    stack.start_and_wait()
-    log = stack.data / "kafka.log"
+def test_a_log_that_has_become_long_begins_anew(running: Stack) -> None:
+    log = running.data / "kafka.log"
     with log.open("a") as file:
         file.write("x\n" * (3 << 20))
     eventually(lambda: log.stat().st_size < 1 << 20)
     assert log.with_suffix(".log.1").stat().st_size >= 6 << 20
-
-
-def test_who_waits_for_postgres_never_meets_it_without_the_database(fresh_stack: Stack) -> None:
-    script = fresh_stack.start()
-    said = set()
-    while "Ctrl-C stops both" not in script.stdout:
-        assert script.running, script.stderr
-        try:
-            fresh_stack.database.connect().close()
-        except psycopg2.OperationalError as error:
-            said.add(str(error))
-    assert not [refusal for refusal in said if "does not exist" in refusal]
 
 
 def test_a_stop_lets_a_client_finish_its_transaction(stack: Stack) -> None:
