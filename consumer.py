@@ -60,6 +60,7 @@ SECONDS_UNNOTICED = 0.05  # how long a stop or a rebalance may go unnoticed
 SECONDS_BEFORE_PAUSE = 1.0  # how long a full batch may wait for the writer before fetching pauses
 SECONDS_TO_HAND_OVER = 5.0  # how long a rebalance waits for the batches in flight
 SECONDS_TO_STOP = 3.0  # how long a stop waits for them, and then once more to leave the group
+SECONDS_BETWEEN_COMMITS = 0.05  # of offsets; at light traffic, one after each batch would cost more than storing it
 SECONDS_BETWEEN_ATTEMPTS = 0.1, 5.0  # backoff: first, longest
 SECONDS_TO_JOIN = 10.0  # taking longer to join the group is reported as an outage
 
@@ -143,6 +144,7 @@ class TradeConsumer:
         self.writes: deque[tuple[Batch, Write]] = deque()  # the same, until they are done
         self.to_commit: deque[Batch] = deque()  # stored; the oldest waits for its dead letters or the commit in flight
         self.committing = False  # a commit is in flight
+        self.next_commit = 0.0
         self.batch = Batch()
         self.full_since: float | None = None
         self.paused = False
@@ -287,7 +289,7 @@ class TradeConsumer:
                 if self.to_commit and not self.to_commit[-1].unacknowledged:
                     self.to_commit.pop()  # the newer offsets cover its own
                 self.to_commit.append(batch)
-        if not self.committing:
+        if not self.committing and time.monotonic() >= self.next_commit:
             self.commit()
 
     def commit(self) -> None:
@@ -301,6 +303,7 @@ class TradeConsumer:
             offsets = self.to_commit.popleft().offsets
         if offsets is not None:
             self.committing = True
+            self.next_commit = time.monotonic() + SECONDS_BETWEEN_COMMITS
             self.consumer.commit(offsets=offsets, asynchronous=True)  # [1] then offsets
 
     # -- the group: partitions come and go
