@@ -203,13 +203,13 @@ def test_each_step_holds_the_finer_ones_a_whole_number_of_times() -> None:
     assert all(coarse % fine == timedelta(0) for fine, coarse in pairwise(STEPS))
 
 
-def test_rows_with_a_null_are_no_trades(engine: Engine, database: Database) -> None:
+def test_rows_that_are_no_valid_trades_are_not_counted(engine: Engine, database: Database) -> None:
     rows = trades(300, every=1)
     insert(database, rows)
-    for column in ("ticker", "price", "volume"):  # a candle's first and last trades get such neighbours, too
+    for number, change in enumerate(("ticker = NULL", "price = NULL", "price = 0", "price = 'NaN'", "volume = 0")):
         database.query(f"""
-            INSERT INTO trades SELECT '{column}-' || trade_id, ticker, price, volume, side, timestamp FROM trades
+            INSERT INTO trades SELECT '{number}-' || trade_id, ticker, price, volume, side, timestamp FROM trades
             WHERE trade_id NOT LIKE '%-%-%-%-%-%';
-            UPDATE trades SET {column} = NULL WHERE trade_id LIKE '{column}-%'
-        """)
+            UPDATE trades SET {change} WHERE trade_id LIKE '{number}-%-%-%-%-%'
+        """)  # a candle's first and last trades get such neighbours, too
     assert candles_of(whole(engine), "AAPL")[1] == expected(rows, "AAPL")

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pipeline.dashboard.feed import MISSING_TABLE, UNREACHABLE, Answer, Feed, query, read_only_engine
 from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
-from pipeline.dashboard.snapshot import Snapshot, as_snapshot
+from pipeline.dashboard.snapshot import Snapshot, as_snapshot, figures
 from pipeline.user_error import UsageError
 from tests.live_page import Market, Row, insert, utc_now
 from tests.services import Database, Postgres, free_port
@@ -105,15 +105,28 @@ def test_any_time_that_postgresql_knows_leaves_the_other_trades_alone(
     assert len(latest(engine).trades) == (6 if moment == "0001-01-01" else 5)
 
 
-def test_a_table_made_by_hand_with_nulls_in_it_is_read(engine: Engine, database: Database) -> None:
-    database.query("DROP TABLE trades")
-    database.query(
-        "CREATE TABLE trades (trade_id varchar PRIMARY KEY, ticker varchar(10), price numeric(10,2), volume integer, "
-        "side varchar(10), timestamp timestamp)"
-    )
+INVALID = {
+    "ticker": ["NULL"],
+    "price": ["NULL", "0", "-1", "'NaN'"],
+    "volume": ["NULL", "0", "-1"],
+    "side": ["NULL"],
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column in INVALID for value in INVALID[column]])
+def test_a_row_that_is_no_valid_trade_leaves_the_others_alone(
+    engine: Engine, database: Database, column: str, value: str
+) -> None:
     insert(database, Market().until_now(2, seconds=1))
-    database.query("INSERT INTO trades (trade_id) VALUES ('nothing else')")
-    assert len(latest(engine).trades) == 2
+    database.query(f"""
+        INSERT INTO trades VALUES ('another', 'ODD', 1, 1, 'buy', now() AT TIME ZONE 'UTC');
+        UPDATE trades SET {column} = {value} WHERE trade_id = 'another'
+    """)
+    snapshot = latest(engine)
+    assert len(snapshot.trades) == 2
+    shown = figures(snapshot)
+    assert "ODD" not in (line.ticker for line in shown.lines)
+    assert shown.vwap
 
 
 @pytest.mark.parametrize(
@@ -121,6 +134,8 @@ def test_a_table_made_by_hand_with_nulls_in_it_is_read(engine: Engine, database:
     [
         ("ALTER TABLE trades RENAME TO elsewhere", MISSING_TABLE),
         ("ALTER TABLE trades DROP COLUMN side", "lacks a column"),
+        ("ALTER TABLE trades ALTER timestamp TYPE timestamptz", "another type"),
+        ("ALTER TABLE trades ALTER price TYPE text", "another type"),
     ],
 )
 def test_a_wrong_table_is_named_and_the_last_good_trades_stay(

@@ -14,9 +14,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from pipeline.user_error import UsageError
 
 MISSING_TABLE = "There is no table “trades” yet: start consumer.py, which creates it, or run the files in sql/."
+WRONG_TYPE = "The table “trades” has a column of another type than in sql/001_trades.sql."
 PROBLEMS = {  # by SQLSTATE
     "42P01": MISSING_TABLE,
     "42703": "The table “trades” lacks a column: sql/001_trades.sql lists the six it needs.",
+    "42883": WRONG_TYPE,  # found by PostgreSQL ...
     "42501": "This user may not read the table: GRANT SELECT ON trades fixes that.",
     "57014": "The query took more than 1.5 s: create the index in sql/002_latest_trades.sql.",
 }
@@ -64,6 +66,8 @@ class Feed(Generic[Value]):
             self._answer = Answer(self._read(self._answer.value), time.monotonic())
         except SQLAlchemyError as error:
             self._answer = replace(self._answer, problem=problem(error))
+        except TypeError:  # ... or by Python
+            self._answer = replace(self._answer, problem=WRONG_TYPE)
         finally:
             self._done.set()
 

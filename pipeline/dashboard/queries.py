@@ -6,7 +6,7 @@ Trades in years that Python cannot represent are left out for good.
 
 from sqlalchemy import text
 
-from pipeline.trade import COLUMNS
+from pipeline.trade import COLUMNS, MAX_PRICE
 
 WINDOW = 200  # trades
 CHUNK = 40_000  # trades per step when reading back through the table
@@ -14,14 +14,19 @@ CHUNK = 40_000  # trades per step when reading back through the table
 HORIZON = "CAST(now() AT TIME ZONE 'UTC' + interval '1 minute' AS timestamp)"
 BEGINNING = "timestamp '0001-01-01'"
 
-# One row per trade, newest first; a single row without a trade when there is none.
+# A row that the consumer would not have stored, possible in a table that others write to, is not a trade. PostgreSQL
+# takes NaN for greater than every number.
+VALID = f"(trade.ticker, trade.side) IS NOT NULL AND trade.volume > 0 AND trade.price BETWEEN 0.01 AND {MAX_PRICE}"
+
+# One row per trade, newest first; a single row without a trade when there is none. VALID comes after the limit: before
+# it, while the table has no statistics, PostgreSQL would expect few valid rows, and read the whole table.
 LATEST_TRADES = text(
     f"""SELECT {", ".join(COLUMNS)}, pg_is_in_recovery() AS standby,
         (SELECT count(*) FROM (SELECT FROM trades WHERE timestamp > {HORIZON} LIMIT {WINDOW}) AS ahead) AS ahead
     FROM (VALUES (1)) AS always LEFT JOIN (
         SELECT {", ".join(COLUMNS)} FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}
         ORDER BY timestamp DESC, trade_id DESC LIMIT {WINDOW}
-    ) AS latest ON true ORDER BY timestamp DESC, trade_id DESC"""
+    ) AS trade ON {VALID} ORDER BY timestamp DESC, trade_id DESC"""
 )
 
 NEWEST = text(f"SELECT max(timestamp) FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}")
@@ -35,24 +40,21 @@ STRETCH = text(
     ) AS chunk"""
 )
 
-# A row with a NULL, possible only in a table created by hand, is not a trade.
-WHOLE = "(trade.ticker, trade.price, trade.volume) IS NOT NULL"
-
 # The trades from `start` up to, but not including, `end`, one row per ticker and step. The opening and closing prices
 # are looked up separately: ordering each group would cost a second sort of all its trades.
 CANDLES = text(
     f"""SELECT ticker, start,
-        (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker AND {WHOLE}
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = first AND trade.ticker = candle.ticker AND {VALID}
          ORDER BY trade_id LIMIT 1) AS open,
         high, low,
-        (SELECT price FROM trades AS trade WHERE trade.timestamp = last AND trade.ticker = candle.ticker AND {WHOLE}
+        (SELECT price FROM trades AS trade WHERE trade.timestamp = last AND trade.ticker = candle.ticker AND {VALID}
          ORDER BY trade_id DESC LIMIT 1) AS close,
         volume, notional, trades
     FROM (
         SELECT ticker, date_bin(:step, timestamp, timestamp '1970-01-01') AS start,
             min(timestamp) AS first, max(timestamp) AS last, max(price) AS high, min(price) AS low,
             sum(volume) AS volume, sum(price * volume) AS notional, count(*) AS trades
-        FROM trades AS trade WHERE timestamp >= :start AND timestamp < least(:end, {HORIZON}) AND {WHOLE}
+        FROM trades AS trade WHERE timestamp >= :start AND timestamp < least(:end, {HORIZON}) AND {VALID}
         GROUP BY 1, 2
     ) AS candle ORDER BY start"""
 )

@@ -25,8 +25,8 @@ LIVE, STALE, PAUSED, EMPTY, DOWN = "LIVE", "STALE", "PAUSED", "EMPTY", "DATABASE
 def as_trades(rows: Iterable[Sequence[object]] = ()) -> pd.DataFrame:
     """Return rows of the six columns, newest first, as the data frame that this module works on.
 
-    Prices become floats (exact to the cent below 10^13) and times naive UTC to the microsecond. A row with a NULL,
-    possible only in a table created by hand, is not a trade and is left out.
+    Prices become floats (exact to the cent below 10^13) and times naive UTC to the microsecond. The row that says that
+    there is no trade is left out.
     """
     frame = pd.DataFrame(list(rows), columns=list(COLUMNS)).dropna()
     texts = dict.fromkeys(("trade_id", "ticker", "side"), "str")
