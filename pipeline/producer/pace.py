@@ -22,7 +22,7 @@ class Step(NamedTuple):
 class Pace:
     """Spreads `rate` trades a second evenly.
 
-    After a stall it catches up within seconds at up to twice the rate, never in a burst; backlog beyond one second is
+    After a stall it catches up within seconds at about twice the rate, never in a burst; backlog beyond one second is
     dropped. Times are seconds of any steady clock.
     """
 
