@@ -25,10 +25,25 @@ TEMPORARY_TABLE = SQL_FOLDER / "temporary" / "incoming.sql"
 # Waiting does not fix these; the user has to. A refused connection carries no error code, so its text decides.
 _REFUSALS = (errors.InsufficientPrivilege, errors.UndefinedObject, errors.SyntaxError)
 _REFUSED_CONNECTIONS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "password supplied")
+_INVALID_OPTION = "invalid "  # how libpq's message begins if it did not even try to connect
 
 
 class TableError(psycopg2.Error):
     """The table differs from the one that `sql/` describes; the text is one line that names the difference."""
+
+
+def parse_url(database_url: str) -> dict[str, str]:
+    """Parse DATABASE_URL as libpq does. Raises `UsageError`, which does not quote the URL: it contains the password."""
+    try:
+        options: dict[str, str] = parse_dsn(database_url)
+        for port in options.get("port", "").split(","):
+            int(port or 0)
+    except (psycopg2.ProgrammingError, ValueError):
+        raise UsageError(
+            "DATABASE_URL is not a PostgreSQL URL: give postgresql://user:password@host:port/database, "
+            "with special characters percent-encoded"
+        ) from None
+    return options
 
 
 def connect(database_url: str) -> Connection:
@@ -75,10 +90,7 @@ def prepare_table(database_url: str) -> None:
     Raises `UsageError` if the URL is invalid, `UserError` if the database refuses or the table differs from the one
     that `sql/` describes. Returns early if the user asks to stop.
     """
-    try:
-        parse_dsn(database_url)
-    except psycopg2.ProgrammingError as error:
-        raise UsageError(f"DATABASE_URL is not a PostgreSQL URL: {first_line(error)}") from None
+    parse_url(database_url)
     announced = False
     while not stop_requested():
         try:
@@ -102,7 +114,8 @@ def _check_table(database_url: str) -> None:
 
 
 def _is_refusal(error: psycopg2.Error) -> bool:
-    return isinstance(error, (TableError, *_REFUSALS)) or any(text in str(error) for text in _REFUSED_CONNECTIONS)
+    refused = any(text in str(error) for text in _REFUSED_CONNECTIONS) or str(error).startswith(_INVALID_OPTION)
+    return isinstance(error, (TableError, *_REFUSALS)) or refused
 
 
 def apply_sql(connection: Connection) -> None:

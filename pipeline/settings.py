@@ -10,8 +10,10 @@ from pipeline.user_error import UsageError
 
 DEFAULT_DATABASE_URL = "postgresql://kafka_user:kafka_password@localhost:5432/kafka_db"
 
-# Our own KAFKA_… variables; any other one is a librdkafka property.
+# Our own KAFKA_… variables; any other one is a librdkafka property ...
 OWN_VARIABLES = {"KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_GROUP_ID", "KAFKA_AUTO_OFFSET_RESET"}
+# ... unless it belongs to Kafka's own scripts, or to a Kubernetes service with such a name.
+FOREIGN_VARIABLES = re.compile(r"KAFKA_(\w+_)?(HOME|OPTS|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
 
 # With any other value, trades could be lost or doubled, and the README's promises would be void.
 PROMISED = {
@@ -85,7 +87,8 @@ def _librdkafka_properties(environment: Mapping[str, str]) -> dict[str, str]:
     """Return librdkafka's properties: KAFKA_SSL_CA_LOCATION=/ca.pem becomes {"ssl.ca.location": "/ca.pem"}."""
     properties = {}
     for variable, value in environment.items():
-        if variable.startswith("KAFKA_") and variable not in OWN_VARIABLES and value:
+        foreign = variable in OWN_VARIABLES or FOREIGN_VARIABLES.fullmatch(variable)
+        if variable.startswith("KAFKA_") and not foreign and value:
             name = variable.removeprefix("KAFKA_").lower().replace("_", ".").replace("log.level", "log_level")
             if value.lower() not in PROMISED.get(name, (value.lower(),)):
                 give = " or ".join(PROMISED[name]) or "none"

@@ -68,7 +68,7 @@ def as_jsonl(rows: list[dict[str, object]], path: Path) -> None:
 
 
 def as_jsonl_gz(rows: list[dict[str, object]], path: Path) -> None:
-    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode("utf-8-sig")))  # as Windows programs do
 
 
 def as_parquet(rows: list[dict[str, object]], path: Path) -> None:

@@ -49,6 +49,18 @@ def test_every_other_kafka_variable_is_librdkafkas() -> None:
     assert len(settings.kafka) == 3
 
 
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("KAFKA_HOME", "KAFKA_OPTS", "KAFKA_HEAP_OPTS", "KAFKA_JVM_PERFORMANCE_OPTS"),  # where Kafka is installed
+        *("KAFKA_PORT", "KAFKA_SERVICE_HOST", "KAFKA_SERVICE_PORT", "KAFKA_SERVICE_PORT_CLIENT"),  # in Kubernetes
+        *("KAFKA_PORT_9092_TCP", "KAFKA_PORT_9092_TCP_ADDR", "KAFKA_BROKER_SERVICE_HOST"),
+    ],
+)
+def test_a_variable_that_is_not_for_the_scripts_is_left_alone(variable: str) -> None:
+    assert read_settings({variable: "something"}) == read_settings({})
+
+
 def test_an_empty_variable_is_one_that_is_not_set() -> None:
     names = ("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_TOPIC", "KAFKA_TOPIC_PARTITIONS", "KAFKA_SASL_USERNAME", "DATABASE_URL")
     assert read_settings(dict.fromkeys(names, "")) == read_settings({})

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import psycopg2
-from psycopg2.extensions import parse_dsn
 from sqlalchemy import Engine, TextClause, create_engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pipeline.user_error import UsageError
+from pipeline.postgres import parse_url
 
 MISSING_TABLE = "There is no table “trades” yet: start consumer.py, which creates it, or run the files in sql/."
 WRONG_TYPE = "The table “trades” has a column of another type than in sql/001_trades.sql."
@@ -77,10 +76,7 @@ def read_only_engine(database_url: str) -> Engine:
 
     Raises `UsageError` for a URL that libpq cannot read.
     """
-    try:
-        options = f"{parse_dsn(database_url).get('options', '')} -c statement_timeout=1500 -c jit=off"
-    except psycopg2.ProgrammingError:  # its message quotes the URL, password included
-        raise UsageError("DATABASE_URL is not a valid URL: use postgresql://user:password@host:port/database") from None
+    options = f"{parse_url(database_url).get('options', '')} -c statement_timeout=1500 -c jit=off"
 
     def connect() -> psycopg2.extensions.connection:
         own: dict[str, Any] = {"connect_timeout": 2, "tcp_user_timeout": 3000, "application_name": "dashboard"}

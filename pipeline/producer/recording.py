@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import chain
@@ -129,12 +130,14 @@ class Recording:
             return self._parquet(file)
         if file.peek(2).startswith(b"\x1f\x8b"):
             file = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)))
+        if file.peek(3).startswith(BOM_UTF8):
+            file.read(3)
         if file.peek(1).lstrip().startswith(b"{"):
             return ((number, line) for number, line in enumerate(file, 1) if line.strip())
         return self._csv(file)
 
     def _csv(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
-        reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""))
+        reader = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
         header = self._known(next(reader, []))
         for row in filter(None, reader):
             record = dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
