@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from pipeline.settings import Settings, read_settings
@@ -34,6 +35,9 @@ def parser(documentation: str | None) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, main: Main, words: Sequence[str] | None = None) -> int:
     """Run a command: parse `words` (or sys.argv), read the settings, call `main`. Returns the exit code."""
     take_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
     options = parser.parse_args(words)
     try:
         settings = read_settings()

@@ -24,7 +24,10 @@ TEMPORARY_TABLE = SQL_FOLDER / "temporary" / "incoming.sql"
 
 # Waiting does not fix these; the user has to. A refused connection carries no error code, so its text decides.
 _REFUSALS = (errors.InsufficientPrivilege, errors.UndefinedObject, errors.SyntaxError)
-_REFUSED_CONNECTIONS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "password supplied")
+_REFUSED_CONNECTIONS = (
+    *("authentication failed", "does not exist", "no pg_hba.conf entry", "password supplied"),
+    "does not support SSL",
+)
 _INVALID_OPTION = "invalid "  # how libpq's message begins if it did not even try to connect
 
 

@@ -46,3 +46,13 @@ def test_ctrl_c_during_the_imports_is_a_graceful_shutdown(command: str) -> None:
     eventually(lambda: script.takes_signals, every=0.001)
     assert script.stop() == 0
     assert script.stderr == ""
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(environment: dict[str, str]) -> None:
+    latin = environment | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        [sys.executable, "producer.py", "--count", "1"], cwd=ROOT, env=latin, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"? 20")

@@ -128,7 +128,7 @@ def share_jars(folder: Path) -> None:
 @contextmanager
 def copied() -> Iterator[Stack]:
     """Copy the project files; at the end, kill whatever of the copy still runs."""
-    with tempfile.TemporaryDirectory(prefix="trades-stack-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="trades stäck ☕ #", ignore_cleanup_errors=True) as folder:
         copy = Stack(Path(folder))
         yield copy
         copy.kill_all()

@@ -32,6 +32,16 @@ def test_an_invalid_option_is_not_waited_for(option: str) -> None:
         prepare_table(f"postgresql://user:secret@localhost/trades?{option}")
 
 
+def test_ssl_that_the_server_does_not_have_is_not_waited_for(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGSSLMODE", "require")
+    with pytest.raises(UserError, match="does not support SSL"):
+        prepare_table(postgres.url)
+    with pytest.raises(UserError, match="unset PGSSLMODE"):  # as local_stack.py would wait for it
+        postgres.answers()
+
+
 def test_a_statement_ends_when_its_server_freezes(own_postgres: Postgres) -> None:
     with closing(connect(own_postgres.url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT 1")

@@ -38,6 +38,7 @@ TOOLS = {  # named as in Kafka's own bin/
     "kafka-topics": "org.apache.kafka.tools.TopicCommand",
 }
 CLUSTER_ID = "bGl2ZS10cmFkZXMta2Fmaw"  # any 16 bytes in base64; as in docker-compose.yml
+PROPERTIES = "server.properties"
 # How much of each partition is kept: some ten million trades. To keep more of one topic (-1: everything):
 #     python local_stack.py kafka-configs --alter --topic orders --add-config retention.bytes=8000000000
 RETENTION_BYTES = 2_000_000_000
@@ -85,7 +86,6 @@ class KafkaServer(Server):
         self.node_id = node_id
         self.voters = voters or {node_id: free_port()}
         self.settings: dict[str, object] = {}  # overrides for server.properties
-        self.file = self.data / "server.properties"
 
     def properties(self) -> dict[str, object]:
         """Return the contents of server.properties."""
@@ -100,7 +100,7 @@ class KafkaServer(Server):
             "listeners": f"PLAINTEXT://127.0.0.1:{self.address.port},CONTROLLER://127.0.0.1:{self.voters[self.node_id]}",
             "advertised.listeners": f"PLAINTEXT://{self.address}",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-            "log.dirs": self.data / "topics",
+            "log.dirs": "topics",  # in `data`, the working directory: Java reads this file as Latin-1, paths may not be
             "log.retention.bytes": RETENTION_BYTES,
             "log.segment.bytes": SEGMENT_BYTES,
             "log.retention.check.interval.ms": 60_000,
@@ -137,18 +137,19 @@ class KafkaServer(Server):
                 "update this project, or move the folder away to start with an empty one"
             )
         self.data.mkdir(exist_ok=True)
-        self.file.write_text("".join(f"{name}={value}\n" for name, value in self.properties().items()))
+        lines = [f"{name}={value}\n" for name, value in self.properties().items()]
+        (self.data / PROPERTIES).write_text("".join(lines))
         if not (self.data / "topics" / "meta.properties").exists():
             made_by.write_text(VERSION)
-            self.run_to_end(java("kafka.tools.StorageTool", "format", *self.format_options()))
+            self.run_to_end(java("kafka.tools.StorageTool", "format", *self.format_options()), self.data)
 
     def format_options(self) -> list[str]:
         """Return the options of the storage tool."""
-        return ["--cluster-id", CLUSTER_ID, "--config", str(self.file)]
+        return ["--cluster-id", CLUSTER_ID, "--config", PROPERTIES]
 
     def command(self) -> list[str]:
         """Return the broker's command line."""
-        return java("kafka.Kafka", str(self.file), memory=self.memory, log_level="warn")
+        return java("kafka.Kafka", PROPERTIES, memory=self.memory, log_level="warn")
 
     def answers(self) -> bool:
         """Return whether the broker serves clients and appears in the cluster's metadata."""

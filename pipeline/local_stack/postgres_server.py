@@ -102,7 +102,7 @@ class PostgresServer(Server):
             self._run_program("postgres", "--single", "-D", str(folder), MAINTENANCE_DATABASE, text=create)
 
     def _run_program(self, program: str, *words: str, text: str = "") -> None:
-        self.run_to_end([str(BINARIES / program), *words], text)
+        self.run_to_end([str(BINARIES / program), *words], text=text)
 
     def _own(self, path: Path) -> None:
         """Give a path to PostgreSQL's user, and let it pass through the folders above, without letting it list them."""
@@ -124,6 +124,8 @@ class PostgresServer(Server):
         try:
             psycopg2.connect(make_dsn(self.url, dbname=MAINTENANCE_DATABASE, connect_timeout=2)).close()
         except psycopg2.OperationalError as error:
+            if "does not support SSL" in str(error):
+                raise UserError(f"{first_line(error)}: unset PGSSLMODE, or take sslmode out of DATABASE_URL") from None
             if "authentication failed" in str(error):
                 raise UserError(
                     f"{self.data} was made with a user or password other than DATABASE_URL's "

@@ -198,11 +198,11 @@ class Server:
             io: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
             return subprocess.Popen(command, cwd=folder, **io, **as_user)
 
-    def run_to_end(self, command: list[str], text: str = "") -> None:
+    def run_to_end(self, command: list[str], folder: Path | None = None, text: str = "") -> None:
         """Run a program with `text` on stdin until it ends or the user asks to stop. Raises `UserError` if it fails."""
         if stop_requested():
             return
-        process = self.run(command)
+        process = self.run(command, folder)
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin:
             process.stdin.write(text.encode())
