@@ -132,6 +132,18 @@ def test_a_replay_that_another_overtakes_is_as_if_it_had_never_been(
     assert values(broker, topic) == sorted([*REASONS, *REASONS])
 
 
+def test_a_letter_that_somebody_else_wrote_without_a_reason_is_one(
+    broker: KafkaClient, topic: str, command: Command
+) -> None:
+    broker.create_topic(topic)
+    broker.create_topic(f"{topic}.dlq")
+    broker.produce(f"{topic}.dlq", [b"by hand"])
+    assert command().splitlines()[0] == "0:0  from ? ?:?  no reason is given  b'by hand'"
+    assert command("--replay", "--all") == f"1 dead letters replayed to {topic}."
+    assert values(broker, topic) == [b"by hand"]
+    assert command().startswith("0 dead letters")
+
+
 def test_without_a_dead_letter_topic_there_are_none(broker: KafkaClient, command: Command) -> None:
     assert command() == "0 dead letters not replayed yet."
     assert command("--replay", "--all").startswith("0 dead")

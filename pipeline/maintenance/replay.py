@@ -44,10 +44,11 @@ def unreplayed(settings: Settings) -> Iterator[Message]:
     """Yield the letters that have no mark. Reads the topic twice, so as not to hold it in memory."""
     places: set[str] = set()
     for message in read(settings):
-        if reasons(message):
+        mark = dict(headers_of(message)).get(MARK)
+        if mark is None or reasons(message):  # others may write letters, too, with no reason or with such a header
             places.add(place(message))
-        elif mark := dict(headers_of(message)).get(MARK):
-            places.discard(mark.decode())
+        else:
+            places.discard(mark.decode(errors="replace"))
     for message in read(settings) if places else ():
         if place(message) in places:
             places.discard(place(message))
