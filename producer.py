@@ -64,7 +64,7 @@ SECONDS_UNNOTICED = 0.1  # how long a stop may go unnoticed
 KAFKA_DEFAULTS: dict[str, Any] = PRODUCER_DEFAULTS | {
     "enable.idempotence": True,  # [1]
     "request.timeout.ms": 5000,  # then an unresponsive broker is abandoned for its successor
-    "linger.ms": 1,  # how long a trade waits for others to share its request
+    "linger.ms": 0.2,  # how long a trade waits for the others of its tick (see pace.py) to share its request
     "statistics.interval.ms": 1000,  # for the metrics
     "logger": logging.Logger("librdkafka", level=logging.CRITICAL + 1),  # silent: fatal errors are raised anyway
 }
