@@ -12,6 +12,7 @@ INSTALLED_DEV := $(VENV)/requirements-dev.txt
 
 .PHONY: help run cluster test chaos check install lock
 .DEFAULT_GOAL := help
+.NOTPARALLEL:  # with -j in MAKEFLAGS, two pips would set up one environment
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -64,7 +65,7 @@ $(VENV)/requirements-%.txt: requirements-%.txt
 	}
 	@echo "Setting up $(VENV) with the packages of $<, once ..."
 	@$(VENV_PYTHON) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@bash -o pipefail -c '"$$0" -m pip install --disable-pip-version-check --progress-bar off -r "$$1" | \
+	@bash -o pipefail -c '"$$0" -m pip install --no-user --disable-pip-version-check --progress-bar off -r "$$1" | \
 		{ grep --line-buffered -oE "(Downloading|Using cached) .* MB\)|Installing collected packages" || true; }' \
 		$(VENV_PYTHON) $<
 	@touch $@

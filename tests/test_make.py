@@ -62,7 +62,7 @@ def fresh(tmp_path: Path) -> Path:
 def test_the_environment_is_set_up_once_and_again_when_a_requirement_changes(fresh: Path) -> None:
     (fresh / ".venv" / "bin").mkdir(parents=True)  # left by an interrupted run, or by a Python that is gone
     (fresh / ".venv" / "bin" / "python").symlink_to("/nowhere")
-    first = make(fresh, "install")
+    first = make(fresh, "install", MAKEFLAGS="-j4", PIP_USER="1")  # as some users have for other projects
     assert first.returncode == 0, first.stdout
     for line, name in zip(first.stdout.splitlines(), ("requirements-local.txt", "requirements-dev.txt"), strict=True):
         assert line.startswith(f"Setting up .venv with the packages of {name}")
