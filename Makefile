@@ -19,7 +19,7 @@ help: ## list the targets
 
 run: $(INSTALLED) ## everything on this machine, the page at http://localhost:8501, until Ctrl-C
 	@$(VENV_PYTHON) -m pipeline.local_stack.kafka_server
-	@exec env PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONUNBUFFERED=1 \
+	@exec env PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONUNBUFFERED=1 PYTHONUTF8=1 \
 		END_WITH_HONCHO="$$(command -v setpriv >/dev/null && echo setpriv --pdeathsig HUP)" \
 		$(VENV_PYTHON) -m honcho start
 
