@@ -9,7 +9,7 @@ snapshot.py and candles.py, the charts from charts.py and the SQL from queries.p
 
 import time
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -17,7 +17,7 @@ from streamlit.delta_generator import DeltaGenerator as Place
 
 from pipeline.dashboard.candles import History, candles_of, read_history
 from pipeline.dashboard.charts import candle_chart, price_chart, volume_chart
-from pipeline.dashboard.feed import Answer, Feed, query, read_only_engine
+from pipeline.dashboard.feed import Answer, Feed, query, read_only_engine, shared
 from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
 from pipeline.dashboard.snapshot import (
     DOWN,
@@ -223,7 +223,7 @@ def draw_key_figures(place: dict[str, Place], shown: Figures) -> None:
         place[label].metric(label, value)
 
 
-@lru_cache(maxsize=64)
+@shared
 def watchlist(shown: Figures) -> bytes:
     """Return one row per ticker, as the browser's table takes it."""
     rows = []
@@ -234,7 +234,7 @@ def watchlist(shown: Figures) -> bytes:
     return encoded({"table": "watchlist", "rows": rows})
 
 
-@lru_cache(maxsize=64)
+@shared
 def tape(shown: Figures) -> bytes:
     """Return the trades, newest first."""
     several_days = span_seconds(shown.trades) > 86_400

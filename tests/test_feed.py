@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.dashboard.feed import MISSING_TABLE, UNREACHABLE, Answer, Feed, query, read_only_engine
+from pipeline.dashboard.feed import MISSING_TABLE, UNREACHABLE, Answer, Feed, query, read_only_engine, shared
 from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
 from pipeline.dashboard.snapshot import Snapshot, as_snapshot, figures
 from pipeline.user_error import UsageError
@@ -103,6 +103,25 @@ def test_any_time_that_postgresql_knows_leaves_the_other_trades_alone(
     insert(database, Market().until_now(5, seconds=1))
     database.query("INSERT INTO trades VALUES ('elsewhen', 'AAPL', 1, 1, 'buy', %s)", moment)
     assert len(latest(engine).trades) == (6 if moment == "0001-01-01" else 5)
+
+
+def test_viewers_who_want_the_same_at_the_same_time_share_one_result() -> None:
+    made = []
+    everybody = threading.Barrier(4)
+
+    @shared
+    def slow(choice: str) -> str:
+        time.sleep(0.1)  # the others come meanwhile
+        made.append(choice)
+        return choice.upper()
+
+    def viewer(choice: str) -> str:
+        everybody.wait()
+        return slow(choice)
+
+    with ThreadPoolExecutor(4) as viewers:
+        assert list(viewers.map(viewer, ["all", "all", "sell", "all"])) == ["ALL", "ALL", "SELL", "ALL"]
+    assert sorted(made) == ["all", "sell"]
 
 
 INVALID = {

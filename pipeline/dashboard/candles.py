@@ -8,12 +8,12 @@ arrives later than that is in the table, but not in a candle.
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 from sqlalchemy import Engine
 
-from pipeline.dashboard.feed import query
+from pipeline.dashboard.feed import query, shared
 from pipeline.dashboard.queries import CANDLES, CHUNK, NEWEST, STRETCH
 
 PAUSE = timedelta(hours=1)  # as in STRETCH
@@ -124,7 +124,7 @@ def join(older: Candles, newer: Candles, step: timedelta) -> Candles:
     return coarse
 
 
-@lru_cache(maxsize=32)  # viewers who look at the same ticker share the work
+@shared
 def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
     """Return one ticker's step and candles, oldest first: about 240 at most, of at least four trades on average."""
     fine = {key: candle for key, candle in (history.settled | history.live).items() if key[0] == ticker}

@@ -9,6 +9,7 @@ from typing import Any
 from zlib import crc32
 
 from pipeline.dashboard.candles import Candle
+from pipeline.dashboard.feed import shared
 from pipeline.dashboard.snapshot import Figures, Line
 from pipeline.dashboard.wording import amount, duration, encoded, for_plotly, signed
 
@@ -29,7 +30,7 @@ def figure(data: list[Figure], layout: Figure, summary: str) -> bytes:
     return encoded({"data": data, "layout": layout, "summary": summary})
 
 
-@lru_cache(maxsize=64)
+@shared
 def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
     """Return prices, or their change in per cent since the window's first trade; each line ends at its last price.
 
@@ -111,7 +112,7 @@ def long_pauses(times: Sequence[datetime]) -> tuple[list[tuple[datetime, datetim
     return found, active
 
 
-@lru_cache(maxsize=64)
+@shared
 def volume_chart(seen: Figures) -> bytes:
     """Return volume by ticker, most active first, with sold stacked on bought."""
     lines = sorted(seen.lines, key=lambda line: -line.volume)[:MOST_BARS]
@@ -123,7 +124,7 @@ def volume_chart(seen: Figures) -> bytes:
     return figure(bars, layout | {"yaxis": {"tickformat": "~s"}}, f"Volume by ticker: {said or 'no trades'}.")
 
 
-@lru_cache(maxsize=32)
+@shared
 def candle_chart(ticker: str, candles: tuple[Candle, ...]) -> bytes:
     """Return open, high, low and close per step, the volume below, and the VWAP up to each moment."""
     times, volumes = [str(candle.start) for candle in candles], [candle.volume for candle in candles]

@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import psycopg2
 from sqlalchemy import Engine, TextClause, create_engine
@@ -24,6 +25,7 @@ PROBLEMS = {  # by SQLSTATE
 UNREACHABLE = "The database cannot be reached: is it running, and is DATABASE_URL right?"
 
 Value = TypeVar("Value")
+Choice = ParamSpec("Choice")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,22 @@ class Feed(Generic[Value]):
             self._answer = replace(self._answer, problem=WRONG_TYPE)
         finally:
             self._done.set()
+
+
+def shared(function: Callable[Choice, Value]) -> Callable[Choice, Value]:
+    """Cache the function's latest results for all viewers; whoever wants one that is being made waits for it.
+
+    Without the lock, all viewers who wait for the same answer would make the same results, at the same time.
+    """
+    cached: Callable[Choice, Value] = lru_cache(maxsize=64)(function)  # type: ignore[assignment]
+    lock = threading.Lock()
+
+    @wraps(function)
+    def call(*args: Choice.args, **kwargs: Choice.kwargs) -> Value:
+        with lock:
+            return cached(*args, **kwargs)
+
+    return call
 
 
 def read_only_engine(database_url: str) -> Engine:

@@ -5,12 +5,11 @@ A `Snapshot` is what the database returned; `Figures` are what one viewer chose 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipeline.dashboard.feed import MISSING_TABLE, Answer
+from pipeline.dashboard.feed import MISSING_TABLE, Answer, shared
 from pipeline.dashboard.queries import WINDOW
 from pipeline.trade import COLUMNS
 
@@ -87,7 +86,7 @@ class Figures:
     most_active: str | None  # by volume
 
 
-@lru_cache(maxsize=64)  # viewers who make the same choice share the work
+@shared
 def figures(snapshot: Snapshot, tickers: tuple[str, ...] = (), side: str = "all") -> Figures:
     """Return what a viewer sees of a snapshot: only these tickers, or all if none are given, and only this side."""
     trades, filling = snapshot.trades, len(snapshot.trades) < WINDOW
