@@ -87,8 +87,9 @@ def _librdkafka_properties(environment: Mapping[str, str]) -> dict[str, str]:
     """Return librdkafka's properties: KAFKA_SSL_CA_LOCATION=/ca.pem becomes {"ssl.ca.location": "/ca.pem"}."""
     properties = {}
     for variable, value in environment.items():
-        foreign = variable in OWN_VARIABLES or FOREIGN_VARIABLES.fullmatch(variable)
-        if variable.startswith("KAFKA_") and not foreign and value:
+        if variable in OWN_VARIABLES or FOREIGN_VARIABLES.fullmatch(variable):
+            continue
+        if variable.startswith("KAFKA_") and value:
             name = variable.removeprefix("KAFKA_").lower().replace("_", ".").replace("log.level", "log_level")
             if value.lower() not in PROMISED.get(name, (value.lower(),)):
                 give = " or ".join(PROMISED[name]) or "none"

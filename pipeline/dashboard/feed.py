@@ -18,7 +18,7 @@ WRONG_TYPE = "The table “trades” has a column of another type than in sql/00
 PROBLEMS = {  # by SQLSTATE
     "42P01": MISSING_TABLE,
     "42703": "The table “trades” lacks a column: sql/001_trades.sql lists the six it needs.",
-    "42883": WRONG_TYPE,  # found by PostgreSQL ...
+    "42883": WRONG_TYPE,
     "42501": "This user may not read the table: GRANT SELECT ON trades fixes that.",
     "57014": "The query took more than 1.5 s: create the index in sql/002_latest_trades.sql.",
 }
@@ -67,7 +67,7 @@ class Feed(Generic[Value]):
             self._answer = Answer(self._read(self._answer.value), time.monotonic())
         except SQLAlchemyError as error:
             self._answer = replace(self._answer, problem=problem(error))
-        except TypeError:  # ... or by Python
+        except TypeError:  # of a type that PostgreSQL compares, but Python does not
             self._answer = replace(self._answer, problem=WRONG_TYPE)
         finally:
             self._done.set()

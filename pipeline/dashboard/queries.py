@@ -14,8 +14,8 @@ CHUNK = 40_000  # trades per step when reading back through the table
 HORIZON = "CAST(now() AT TIME ZONE 'UTC' + interval '1 minute' AS timestamp)"
 BEGINNING = "timestamp '0001-01-01'"
 
-# A row that the consumer would not have stored, possible in a table that others write to, is not a trade. PostgreSQL
-# takes NaN for greater than every number.
+# A row with a NULL, or with a price or volume that the consumer would not have stored, is not a trade; a table that
+# others write to may hold some. PostgreSQL takes NaN for greater than every number.
 VALID = f"(trade.ticker, trade.side) IS NOT NULL AND trade.volume > 0 AND trade.price BETWEEN 0.01 AND {MAX_PRICE}"
 
 # One row per trade, newest first; a single row without a trade when there is none. VALID comes after the limit: before

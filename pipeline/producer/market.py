@@ -103,8 +103,8 @@ class Market:
 
         Volatility factors and deviations are Ornstein–Uhlenbeck processes, stepped by their transition law, exact for a
         step of any length (D. T. Gillespie, Physical Review E 54 (1996) 2084–2091); but the volatility of a step is
-        that at its end. Prices are therefore stationary: the standard deviation of
-        a price about its level is sqrt(REVERSION / 2 / SESSION) = 1.6 times that of a session's return.
+        that at its end. Prices are therefore stationary: the standard deviation of a price about its level is
+        sqrt(REVERSION / 2 / SESSION) = 1.6 times that of a session's return.
         """
         elapsed = -1 if self._moment is None else moment - self._moment
         if 0 <= elapsed < QUOTE_LIFE:

@@ -131,7 +131,7 @@ class Recording:
         if file.peek(2).startswith(b"\x1f\x8b"):
             file = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)))
         if file.peek(3).startswith(BOM_UTF8):
-            file.read(3)
+            file.read(len(BOM_UTF8))
         if file.peek(1).lstrip().startswith(b"{"):
             return ((number, line) for number, line in enumerate(file, 1) if line.strip())
         return self._csv(file)
