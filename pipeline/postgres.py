@@ -20,6 +20,8 @@ from pipeline.user_error import UsageError, UserError
 
 SQL_FOLDER = Path(__file__).parent.parent / "sql"
 SECONDS_TO_ANSWER = 4  # an integer, for libpq
+SECONDS_UNSUSPECTED = 3.0  # after this without a result, we check whether the server still answers
+SECONDS_BETWEEN_CHECKS = 0.5
 TEMPORARY_TABLE = SQL_FOLDER / "temporary" / "incoming.sql"
 
 # Waiting does not fix these; the user has to. A refused connection carries no error code, so its text decides.
@@ -70,21 +72,37 @@ def cut(connection: Connection) -> None:
         stream.shutdown(socket.SHUT_RDWR)
 
 
-@contextmanager
-def watched(database_url: str, connection: Connection) -> Iterator[None]:
-    """Cut the connection once its server stops answering. TCP would not notice: a frozen server's kernel still ACKs."""
-    over = threading.Event()
+class Watchdog:
+    """Cuts the connection to a server that has stopped answering, so that a statement fails and can be retried.
 
-    def watch() -> None:
-        while not over.wait(SECONDS_TO_ANSWER):
-            if not answers(database_url, connection) and not over.is_set():
-                cut(connection)
+    A lock or a slow disk may take long, but then the server still answers. TCP would not notice: the kernel of a frozen
+    server keeps acknowledging.
+    """
 
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+        self._watched: tuple[Connection, float] | None = None  # and since when
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def watching(self, connection: Connection) -> Iterator[None]:
+        """Watch this connection meanwhile."""
+        self._watched = connection, time.monotonic()
+        try:
+            yield
+        finally:
+            self._watched = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(SECONDS_BETWEEN_CHECKS)
+            watched = self._watched
+            if watched is None or time.monotonic() - watched[1] < SECONDS_UNSUSPECTED:
+                continue
+            if answers(self._url, watched[0]):
+                time.sleep(SECONDS_UNSUSPECTED)
+            elif watched is self._watched:
+                cut(watched[0])
 
 
 def prepare_table(database_url: str) -> None:
@@ -94,10 +112,11 @@ def prepare_table(database_url: str) -> None:
     that `sql/` describes. Returns early if the user asks to stop.
     """
     parse_url(database_url)
-    announced = False
+    watchdog, announced = Watchdog(database_url), False
     while not stop_requested():
         try:
-            return _check_table(database_url)
+            with closing(connect(database_url)) as connection, watchdog.watching(connection):
+                return _check_table(connection)
         except psycopg2.Error as error:
             if _is_refusal(error):
                 raise UserError(first_line(error)) from None
@@ -107,13 +126,12 @@ def prepare_table(database_url: str) -> None:
         wait_for_stop(0.5)
 
 
-def _check_table(database_url: str) -> None:
-    with closing(connect(database_url)) as connection, watched(database_url, connection):
-        execute_file(connection, TEMPORARY_TABLE)
-        if table_problem(connection) == TABLE_MISSING:
-            apply_sql(connection)
-        if problem := table_problem(connection):
-            raise TableError(problem)
+def _check_table(connection: Connection) -> None:
+    execute_file(connection, TEMPORARY_TABLE)
+    if table_problem(connection) == TABLE_MISSING:
+        apply_sql(connection)
+    if problem := table_problem(connection):
+        raise TableError(problem)
 
 
 def _is_refusal(error: psycopg2.Error) -> bool:

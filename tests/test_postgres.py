@@ -6,7 +6,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from pipeline.postgres import connect, prepare_table, watched
+from pipeline.postgres import Watchdog, connect, prepare_table
 from pipeline.user_error import UsageError, UserError
 from tests.services import Postgres
 
@@ -49,7 +49,7 @@ def test_a_statement_ends_when_its_server_freezes(own_postgres: Postgres) -> Non
         for process in processes:
             process.send_signal(signal.SIGSTOP)
         try:
-            with watched(own_postgres.url, connection), pytest.raises(psycopg2.OperationalError):
+            with Watchdog(own_postgres.url).watching(connection), pytest.raises(psycopg2.OperationalError):
                 cursor.execute("SELECT 2")
         finally:
             for process in processes:

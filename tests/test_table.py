@@ -11,7 +11,6 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from pipeline import postgres as hall
-from pipeline.consumer import table as consumer_table
 from pipeline.consumer.table import TradesTable
 from pipeline.postgres import SQL_FOLDER, TableError, apply_sql, connect, table_problem
 from pipeline.trade import copy_rows
@@ -417,7 +416,7 @@ def test_the_warning_of_a_cancelled_wait_is_told_whatever_else_the_role_is(datab
 def test_a_frozen_server_is_left_for_another(
     own_postgres: Postgres, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer_table, "SECONDS_TO_STORE", 0.5)
+    monkeypatch.setattr(hall, "SECONDS_UNSUSPECTED", 0.5)
     monkeypatch.setattr(hall, "SECONDS_TO_ANSWER", 2)
     hosts = ",".join(f"{server.address.host}:{server.address.port}" for server in (own_postgres, postgres))
     table = TradesTable(f"postgresql://kafka_user:kafka_password@{hosts}/kafka_db?connect_timeout=2")
@@ -442,7 +441,7 @@ def test_a_frozen_server_is_left_for_another(
 
 
 def test_a_locked_table_is_waited_for(table: TradesTable, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_table, "SECONDS_TO_STORE", 0.2)
+    monkeypatch.setattr(hall, "SECONDS_UNSUSPECTED", 0.2)
     asked: list[bool] = []
 
     def answers(url: str, connection: Connection) -> bool:
@@ -450,7 +449,7 @@ def test_a_locked_table_is_waited_for(table: TradesTable, database: Database, mo
         return asked[-1]
 
     really_answers = hall.answers
-    monkeypatch.setattr(consumer_table, "answers", answers)
+    monkeypatch.setattr(hall, "answers", answers)
     with ThreadPoolExecutor(1) as writer:
         with closing(database.connect()) as connection:
             connection.cursor().execute("LOCK TABLE trades IN ACCESS EXCLUSIVE MODE")

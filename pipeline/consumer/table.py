@@ -1,7 +1,5 @@
 """The table `trades`: store a batch of trades, each exactly once."""
 
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,15 +14,12 @@ from pipeline.postgres import (
     TABLE_PROBLEMS,
     TEMPORARY_TABLE,
     TableError,
-    answers,
+    Watchdog,
     connect,
-    cut,
     execute_file,
     table_problem,
 )
 from pipeline.trade import COLUMNS
-
-SECONDS_TO_STORE = 3.0  # after this, we check whether the server still answers
 
 _COLUMNS = ", ".join(COLUMNS)
 _COPY = "COPY {} (" + _COLUMNS + ") FROM STDIN (FORMAT binary)"
@@ -61,8 +56,7 @@ class TradesTable:
         self._connection: Connection | None = None
         self._on_conflict = ""
         self._expect_repeats = False
-        self._began: float | None = None
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watchdog = Watchdog(database_url)
 
     def store(self, rows: Sequence[bytes], content: bytes | None = None) -> Stored:
         """Store a batch of `copy_rows` in one transaction, each row exactly once, and commit it.
@@ -73,18 +67,19 @@ class TradesTable:
         refuses, that fails as a whole and the batch is merged instead. Raises `psycopg2.Error` for a fault that no row
         is to blame for; the same batch can then be stored again.
         """
-        self._began = time.monotonic()
-        try:
-            connection = self._connection or self._connect()
-            stored = self._store(connection, rows, content or copy_file(rows))
-            self._make_certain(connection)
-            return stored
-        except errors.UndefinedTable:  # perhaps another table, used by a trigger
-            if self._connection and table_problem(self._connection) == TABLE_MISSING:
-                raise TableError(TABLE_MISSING) from None
-            raise
-        finally:
-            self._began = None
+        opened = self._connection is None
+        connection = self._connection = self._connection or connect(self._url)
+        with self._watchdog.watching(connection):
+            try:
+                if opened:
+                    self._prepare(connection)
+                stored = self._store(connection, rows, content or copy_file(rows))
+                self._make_certain(connection)
+                return stored
+            except errors.UndefinedTable:  # perhaps another table, used by a trigger
+                if table_problem(connection) == TABLE_MISSING:
+                    raise TableError(TABLE_MISSING) from None
+                raise
 
     def disconnect(self) -> None:
         """Close the connection, whatever its state."""
@@ -92,8 +87,7 @@ class TradesTable:
             self._connection.close()
             self._connection = None
 
-    def _connect(self) -> Connection:
-        self._connection = connection = connect(self._url)
+    def _prepare(self, connection: Connection) -> None:
         execute_file(connection, TEMPORARY_TABLE)
         with connection, connection.cursor() as cursor:
             # Overrides the role's settings: `_make_certain` needs the warnings, and a large batch needs time.
@@ -110,7 +104,6 @@ class TradesTable:
                     raise TableError(f"because of the unique key {name}, this role needs SELECT (trade_id) ON trades")
         connection.set_client_encoding("UTF8")
         connection.autocommit = True  # a COPY is its own transaction, without BEGIN and COMMIT
-        return connection
 
     def _store(self, connection: Connection, rows: Sequence[bytes], content: bytes) -> Stored:
         del connection.notices[:]
@@ -175,22 +168,6 @@ class TradesTable:
             middle = len(rows) // 2
             self._merge_halves(cursor, rows[:middle], first, stored)
             self._merge_halves(cursor, rows[middle:], first + middle, stored)
-
-    def _watch(self) -> None:
-        """Cut the connection to a server that has stopped answering, so that `store` fails and can be retried.
-
-        A lock on the table or a slow disk may take long, but then the server still answers. TCP's own timeouts do not
-        help, because the kernel of a frozen server keeps acknowledging.
-        """
-        while True:
-            time.sleep(0.5)
-            began, connection = self._began, self._connection
-            if began is None or connection is None or time.monotonic() - began < SECONDS_TO_STORE:
-                continue
-            if answers(self._url, connection):
-                time.sleep(SECONDS_TO_STORE)
-            elif began == self._began:
-                cut(connection)
 
 
 def copy_file(rows: Sequence[bytes]) -> bytes:

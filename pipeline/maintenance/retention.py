@@ -26,7 +26,7 @@ from psycopg2.extensions import connection as Connection
 
 from pipeline.command import first_line, parser, run
 from pipeline.outage import Outage
-from pipeline.postgres import connect, prepare_table, watched
+from pipeline.postgres import Watchdog, connect, prepare_table
 from pipeline.settings import Settings
 from pipeline.user_error import UsageError, UserError
 
@@ -66,9 +66,9 @@ def prune(connection: Connection, retention: timedelta) -> Iterator[int]:
         wait_for_stop(time.monotonic() - began)
 
 
-def prune_once(database_url: str, retention: timedelta) -> int:
+def prune_once(database_url: str, retention: timedelta, watchdog: Watchdog) -> int:
     """Make one pass over a new connection; return the number of trades deleted. Raises `psycopg2.Error`."""
-    with closing(connect(database_url)) as connection, watched(database_url, connection):
+    with closing(connect(database_url)) as connection, watchdog.watching(connection):
         with connection, connection.cursor() as cursor:
             cursor.execute(CONNECTION_SETTINGS)
         return sum(prune(connection, retention))
@@ -79,11 +79,10 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
     if settings.retention is None:
         raise UsageError("TRADES_RETENTION is not set, so trades are kept forever: set it, for example to 30d")
     prepare_table(settings.database_url)
-    total = 0
-    outage = Outage("PostgreSQL")
+    total, outage, watchdog = 0, Outage("PostgreSQL"), Watchdog(settings.database_url)
     while not stop_requested():
         try:
-            count = prune_once(settings.database_url, settings.retention)
+            count = prune_once(settings.database_url, settings.retention, watchdog)
         except psycopg2.Error as error:
             if options.once:
                 raise UserError(first_line(error)) from None
