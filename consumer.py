@@ -149,7 +149,8 @@ class TradeConsumer:
         self.full_since: float | None = None
         self.paused = False
         self.joining_since: float | None = None  # None: we are a member, with or without partitions
-        self.assigned: list[TopicPartition] = []  # partitions that are ours but have no starting offsets yet
+        self.assigned: list[TopicPartition] = []  # partitions that are ours but have no starting offsets yet ...
+        self.reading: list[TopicPartition] = []  # ... and those that have; asking librdkafka takes 0.1 ms
         self.next_attempt = 0.0
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
         self.broker_trouble = ""  # why a broker was last unreachable
@@ -179,7 +180,7 @@ class TradeConsumer:
         self.full_since = None
         if self.paused:
             self.paused = False
-            self.consumer.resume(self.consumer.assignment())
+            self.consumer.resume(self.reading)
         if not self.writes:
             joining = self.assigned or self.joining_since is not None  # poll keeps waiting after our callbacks
             first = self.consumer.poll(0.01 if joining else 0.2)
@@ -224,7 +225,7 @@ class TradeConsumer:
         self.full_since = self.full_since or time.monotonic()
         if not self.paused and time.monotonic() - self.full_since > SECONDS_BEFORE_PAUSE:
             self.paused = True
-            self.consumer.pause(self.consumer.assignment())
+            self.consumer.pause(self.reading)
         if self.paused and (message := self.consumer.poll(0)) is not None:
             self.add([message])  # in flight when the partition was paused
         self.wait_for_writer()
@@ -244,9 +245,8 @@ class TradeConsumer:
         if not free or not len(self.batch):
             return
         batch, self.batch = self.batch, Batch()
-        partitions = self.consumer.assignment()
-        batch.offsets = self.starting_offsets.labelled(self.consumer.position(partitions))
-        batch.close(sort=len(partitions) > 1)  # here, because PostgreSQL waits while the writer works
+        batch.offsets = self.starting_offsets.labelled(self.consumer.position(self.reading))
+        batch.close(sort=len(self.reading) > 1)  # here, because PostgreSQL waits while the writer works
         self.writes.append((batch, Future()))
         self.to_write.put(self.writes[-1])
 
@@ -378,8 +378,9 @@ class TradeConsumer:
         self.end_outage()
         self.assigned = []
         # The starts are committed, so we let librdkafka look them up: then it knows the lag from the first second.
-        self.consumer.assign([TopicPartition(start.topic, start.partition) for start in starts])
-        self.consumer.resume(starts)  # a pause would survive the rebalance
+        self.reading = [TopicPartition(start.topic, start.partition) for start in starts]
+        self.consumer.assign(self.reading)
+        self.consumer.resume(self.reading)  # a pause would survive the rebalance
         self.paused = False
 
     def settle(self, seconds: float) -> None:
@@ -401,7 +402,7 @@ class TradeConsumer:
         self.to_commit.clear()
         self.dead_letters.forget()
         self.batch = Batch()
-        self.assigned = []
+        self.assigned, self.reading = [], []
         self.full_since = None
 
     # -- trouble
