@@ -54,6 +54,7 @@ from pipeline.trade import READABLE_RATE, decode, describe, encode
 from pipeline.user_error import UsageError, UserError
 
 NOMINAL_RATE = 250_000  # trades/s that the market's clock assumes for `--rate max --seed N`
+LONGEST = 1e9  # seconds; the longest time left that is told
 ANY_PARTITION = -1  # the key decides, which is the ticker
 CHUNK = 500  # trades between two checks of the clock
 SECONDS_FOR_BROKER = 30.0  # how long a start waits for Kafka
@@ -120,7 +121,7 @@ class TradeProducer:
         self._topic = settings.topic
         self._lost = ""  # why the topic or the client is lost
         self._print_each = rate <= READABLE_RATE
-        self._whole, self._share = whole, 0.0
+        self._whole, self._share, self._skipped = whole, 0.0, 0.0
         self._outage = Outage(f"Kafka at {settings.bootstrap_servers}")
         self._reason = ""  # why a broker could not be reached
         self._began = self._second_began = time.monotonic()
@@ -154,6 +155,8 @@ class TradeProducer:
     def run(self, steps: Iterable[Step]) -> None:
         """Send until everything is acknowledged, the user asks to stop, or Kafka refuses for good."""
         for number, step in enumerate(steps):
+            if not self.sent:
+                self._skipped = self._share
             self._share = step.share
             self._send(step.trades)
             if number == 0:  # connecting takes up to a second: let a few trades wait for it, not thousands
@@ -168,9 +171,9 @@ class TradeProducer:
         """Wait for outstanding acknowledgements, then print a summary."""
         if self.refusal is None:
             self._producer.flush(SECONDS_TO_STOP)
-        self._producer.purge()  # reports the rest as undelivered
-        self._producer.flush(SECONDS_TO_STOP)
-        self._count_acknowledged()
+        deadline = time.monotonic() + SECONDS_TO_STOP
+        while not self._take_back() and time.monotonic() < deadline:
+            pass
         lost = self.sent - self.acknowledged
         seconds = time.monotonic() - self._began
         sign = "⚠️ " if lost else "✅"
@@ -227,12 +230,9 @@ class TradeProducer:
         deadline = time.monotonic() + SECONDS_OF_SILENCE  # for whoever deleted it to recreate it their way
         while (self._returned or len(self._producer)) and time.monotonic() < deadline and not stop_requested():
             self._producer.poll(SECONDS_UNNOTICED)
-        self._producer.purge()  # returns the rest
-        while self._producer.flush(SECONDS_UNNOTICED):  # and trades that were between two queues at that moment
+        while not self._take_back():
             if stop_requested():
                 return
-            self._producer.purge()
-        self._count_acknowledged()
         ensure_topic(self._settings, self._topic, patience=None)
         self._producer = client(Producer, self._config)
         self._watch.id = ""
@@ -247,6 +247,13 @@ class TradeProducer:
                 self._returned.pop()
         except KafkaException as exception:
             self._note(exception.args[0])
+
+    def _take_back(self) -> bool:
+        """Have librdkafka return undelivered trades; False if it may still hold some, between two of its queues."""
+        self._producer.purge()
+        left: int = self._producer.flush(SECONDS_UNNOTICED)
+        self._count_acknowledged()
+        return left == 0
 
     def _note(self, error: KafkaError) -> None:
         """Record an error: Kafka refuses a trade, or librdkafka cannot deliver it and may have lost the topic.
@@ -277,7 +284,7 @@ class TradeProducer:
             self._outage.report(self._reason or "no acknowledgements")
 
     def _print_second(self, passed: float) -> None:
-        if self._print_each or self.sent == 1:  # the first trade waits for the connection
+        if self._print_each or not self.acknowledged:  # the first trade waits for the connection
             return
         print(
             f"📤 {(self.sent - self._sent_before) / passed:,.0f} trades/s; {self.sent:,} sent, {self.acknowledged:,} "
@@ -287,10 +294,10 @@ class TradeProducer:
 
     def _progress(self) -> str:
         """Return, in words, how much of the whole is sent and how long the rest will take."""
-        if not self._share:
+        if self._share <= self._skipped:
             return ""
-        left = (time.monotonic() - self._began) * (1 - self._share) / self._share
-        return f"; {self._share:.0%} of {self._whole}, {timedelta(seconds=round(left))} left"
+        left = (time.monotonic() - self._began) * (1 - self._share) / (self._share - self._skipped)
+        return f"; {self._share:.0%} of {self._whole}, {timedelta(seconds=round(min(left, LONGEST)))} left"
 
     def _on_delivery(self, first: int, trades: Trades, error: KafkaError | None, message: Message) -> None:
         """Print one of these trades, or record that it was not delivered. `first` trades were sent before them."""
@@ -315,7 +322,7 @@ class TradeProducer:
 def main(options: argparse.Namespace, settings: Settings) -> None:
     """Run the producer."""
     tape = open_market(options.seed, options.rate)
-    recording = Recording(options.replay, options.strict) if options.replay else None
+    recording = None if options.replay is None else Recording(options.replay, options.strict)
     if recording:
         steps = recording.steps(options.speed, options.count, options.skip)
         steps = as_if_now(steps, tape) if options.now else steps
@@ -337,7 +344,7 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
         producer.close()
         if recording and recording.left_out:
             print(f"⚠️  {recording.path}: invalid lines skipped: {recording.left_out:,}.")
-        if recording and (not recording.finished or producer.errors):
+        if recording and (not recording.finished or producer.acknowledged < producer.sent):
             print(f"To resume: --replay {shlex.quote(recording.path)} --skip {options.skip + producer.done}")
     if producer.refusal is not None:
         raise UserError(f"Kafka refuses trades: {producer.refusal.str()}")

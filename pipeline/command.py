@@ -7,6 +7,7 @@ A problem that the user can fix is a `UserError`: one line on stderr, and an exi
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -43,12 +44,18 @@ def run(parser: argparse.ArgumentParser, main: Main, words: Sequence[str] | None
         settings = read_settings()
         logging.basicConfig(level=settings.log_level, format="%(message)s")
         main(options, settings)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except UserError as error:
         print(f"{name()}: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # as in `python consumer.py | head`: the reader has seen enough
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:
+            print(f"{name()}: {error.strerror}", file=sys.stderr)
+            return 1
+        # As in `python consumer.py | head`, or after the terminal was closed: the reader has seen enough.
     return 0
 
 

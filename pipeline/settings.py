@@ -33,7 +33,7 @@ PROMISED = {
 
 # The pattern of a valid value, and what to give instead of an invalid one.
 RULES = {
-    "KAFKA_TOPIC_PARTITIONS": ("0*[1-9][0-9]*", "a whole number from 1 on"),
+    "KAFKA_TOPIC_PARTITIONS": ("0*[1-9][0-9]{0,5}", "a whole number from 1 to 999999"),
     "KAFKA_AUTO_OFFSET_RESET": ("latest|earliest", "latest or earliest"),
     "TRADES_RETENTION": ("[1-9][0-9]{0,4}[dhm]", "days, hours or minutes, such as 30d, 12h or 90m"),
     "LOG_LEVEL": ("(?i:debug|info|warning|error|critical)", "one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),

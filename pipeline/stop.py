@@ -4,9 +4,11 @@ Scripts call `take_signals` before their slower imports, so this module imports 
 """
 
 import signal
-import threading
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
-_stop = threading.Event()
+_requested = False
+_wake: SimpleQueue[None] = SimpleQueue()  # an Event's lock, held when a signal arrives, would hang the signal's handler
 
 
 def take_signals() -> None:
@@ -19,14 +21,19 @@ def take_signals() -> None:
 
 def stop_requested() -> bool:
     """Return whether the user asked the command to stop."""
-    return _stop.is_set()
+    return _requested
 
 
 def wait_for_stop(seconds: float) -> bool:
     """Wait `seconds`, or until the user asks the command to stop; return whether they did."""
-    return _stop.wait(seconds)
+    with suppress(Empty):
+        _wake.get(timeout=seconds)
+        _wake.put(None)  # for the next
+    return _requested
 
 
 def request_stop() -> None:
     """Ask the command to stop, as Ctrl-C does."""
-    _stop.set()
+    global _requested
+    _requested = True
+    _wake.put(None)

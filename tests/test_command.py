@@ -30,6 +30,22 @@ def test_a_signal_ends_the_loop_in_order(ending: signal.Signals) -> None:
         assert process.wait(10) == 0
 
 
+STORM = """
+import os, signal, threading
+from pipeline.stop import take_signals, wait_for_stop
+take_signals()
+kill = lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(20_000)]
+storm = threading.Thread(target=kill)
+storm.start()
+while storm.is_alive():
+    wait_for_stop(0.0001)
+"""
+
+
+def test_no_signal_comes_at_a_bad_moment() -> None:
+    subprocess.run([sys.executable, "-c", STORM], cwd=ROOT, check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -46,6 +62,17 @@ def test_ctrl_c_during_the_imports_is_a_graceful_shutdown(command: str) -> None:
     eventually(lambda: script.takes_signals, every=0.001)
     assert script.stop() == 0
     assert script.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"), [(">&-", 0, ""), (">/dev/full", 1, "producer.py: No space left on device\n")]
+)
+def test_where_its_lines_go_is_no_reason_for_a_traceback(
+    output: str, code: int, said: str, environment: dict[str, str]
+) -> None:
+    command = ["sh", "-c", f'exec "$0" producer.py --count 1 {output}', sys.executable]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(environment: dict[str, str]) -> None:

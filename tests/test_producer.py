@@ -274,6 +274,15 @@ def test_what_is_acknowledged_never_falls_and_is_never_too_much(monkeypatch: pyt
     assert own.in_flight == 0
 
 
+def test_the_time_left_is_that_of_the_rest_whatever_was_skipped() -> None:
+    own = producer.TradeProducer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), 10, "trades.csv")
+    own._began -= 60
+    own._skipped, own._share = 0.5, 0.503
+    assert own._progress() == "; 50% of trades.csv, 2:45:40 left"
+    own._skipped, own._share = 0.0, 1e-15
+    assert own._progress().startswith("; 0% of trades.csv, 115")  # the longest that is told, not an error
+
+
 def test_a_stop_while_the_broker_is_away_says_what_was_not_delivered(
     own_broker: Kafka, topic: str, run_script: RunScript
 ) -> None:

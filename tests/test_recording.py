@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -136,6 +137,11 @@ def test_the_numbers_of_bad_lines_are_an_editors(tmp_path: Path, capsys: pytest.
     assert "cells" in lines[1]
 
 
+def test_blank_lines_are_no_trades(tmp_path: Path) -> None:
+    (tmp_path / "trades").write_text("\n\n" + csv_text(made(3)).replace("\n", "\n\n"))
+    assert len(sent(tmp_path / "trades", strict=True)) == 3
+
+
 def test_a_file_of_something_else_is_not_a_flood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "trades.jsonl"
     path.write_text('{"a": 1}\n' * 500)
@@ -178,6 +184,9 @@ def broken(name: str, path: Path) -> None:
             "parquet in name only": b"PAR1 nothing",
             "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 99,
             "an endless cell": text + b'"' + b"x," * 200_000,
+            "an open quote": text + b'"' + text.partition(b"\n")[2],
+            "a column twice": b"price," + text.replace(b"\n", b"\n1,"),
+            "a JSON array": b'[{"trade_id": ""}]',
         }
         path.write_bytes(contents[name])
 
@@ -198,6 +207,9 @@ def broken(name: str, path: Path) -> None:
         ("parquet in name only", "cannot be read"),
         ("a picture", "the column .* is missing"),
         ("an endless cell", "beyond line 901: field larger"),
+        ("an open quote", "beyond line 901: unexpected end"),
+        ("a column twice", "the column price is there twice"),
+        ("a JSON array", "one JSON object per line"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(name: str, said: str, tmp_path: Path) -> None:
@@ -247,9 +259,10 @@ def test_at_full_speed_there_are_none(clock: Clock, tmp_path: Path) -> None:
     assert max(played(tmp_path / "trades", FLAT_OUT, clock)) < 0.001
 
 
-def test_going_back_in_time_is_no_gap(clock: Clock, tmp_path: Path) -> None:
-    as_csv([*made(20), *made(20)], tmp_path / "trades")
-    assert played(tmp_path / "trades", 1, clock)[-1] == pytest.approx(3.8, abs=0.001)
+def test_trades_out_of_order_take_no_longer(clock: Clock, tmp_path: Path) -> None:
+    rows = made(200)
+    as_csv([*rows[0::2], *rows[1::2]], tmp_path / "trades")  # as exported one partition after another
+    assert played(tmp_path / "trades", 1, clock)[-1] == pytest.approx(19.9, abs=0.001)
 
 
 def test_after_a_stall_the_pace_is_kept_and_nothing_is_lost(clock: Clock, tmp_path: Path) -> None:
@@ -344,10 +357,28 @@ def test_a_stop_says_how_to_go_on_and_nothing_is_missing(
     assert ids == [row["trade_id"] for row in rows]
 
 
+@pytest.mark.parametrize("lines", [0, 5])
+def test_a_pipe_is_replayed_and_waiting_for_it_can_be_stopped(
+    lines: int, broker: KafkaClient, topic: str, tmp_path: Path, run_script: RunScript
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    script = run_script("producer.py", "--replay", str(tmp_path / "pipe"))
+    eventually(lambda: script.takes_signals)
+    if lines:
+        with (tmp_path / "pipe").open("w") as pipe:
+            pipe.write("".join(json.dumps(row) + "\n" for row in made(lines)))
+    else:
+        assert script.stop() == 0
+    assert script.wait() == 0
+    assert script.stderr == ""
+    assert len(broker.read(topic)) == lines
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--replay", "nowhere.csv"), "nowhere.csv"),
+        (("--replay", ""), "No such file"),  # as from an empty variable
         (("--replay", "x", "--rate", "5"), "not allowed with"),
         (("--replay", "x", "--speed", "fast"), "fast"),
         (("--skip", "-1"), "-1"),

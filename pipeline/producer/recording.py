@@ -15,17 +15,23 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import chain
+from select import select
 from time import monotonic
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from pipeline.command import first_line
 from pipeline.producer.pace import MAX, Step
+from pipeline.stop import stop_requested
 from pipeline.trade import COLUMNS, InvalidTrade, Trade, decode_all, encode, in_utc, rows_of
 from pipeline.user_error import UsageError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 LINES_AT_ONCE = 1000  # more would not fit in the processor's cache and would be a quarter slower
+SECONDS_UNNOTICED = 0.1  # how long a stop may go unnoticed
 OVERDUE = 1.0  # seconds' worth of late trades sent at once; a longer delay shifts everything that follows
 DAMAGES = (OSError, EOFError, zlib.error, csv.Error, ValueError, NotImplementedError)  # the last two are Parquet's
 NOT_A_FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")  # how the dashboard's CSV keeps spreadsheets from running text
@@ -51,17 +57,17 @@ class Recording:
     def steps(self, speed: float, count: int, skip: int) -> Iterator[Step]:
         """Yield trades when they are due: in the file's order, with the gaps between them divided by `speed`.
 
-        Skip the first `skip`, then send `count`. A timestamp earlier than the one before it makes no gap.
+        Skip the first `skip`, then send `count`. A trade that is older than one before it is sent at once.
         """
-        began, due, before, share_before = monotonic(), 0.0, float("inf"), 0.0
+        began, due, latest, share_before = monotonic(), 0.0, float("inf"), 0.0
         for trades, share in ((trades, share) for records, share in self._batches for trades in self._valid(records)):
             skip, trades = max(0, skip - len(trades)), trades[skip : skip + count]
             messages: list[tuple[str, str]] = []
             for number, trade in enumerate(trades):
                 if speed < MAX:  # at full speed, timestamps do not matter
                     moment = in_utc(datetime.fromisoformat(trade.timestamp)).timestamp()
-                    due += max(0.0, moment - before) / speed
-                    before = moment
+                    due += max(0.0, moment - latest) / speed
+                    latest = moment if latest == float("inf") else max(latest, moment)
                     began = max(began, monotonic() - due - OVERDUE)
                     while (wait := began + due - monotonic()) > 0:
                         yield Step(messages, wait, share_before + (share - share_before) * number / len(trades))
@@ -98,7 +104,7 @@ class Recording:
     def _share(self, line: int) -> float:
         if self._rows:
             return line / self._rows
-        return self._file.tell() / self._size if self._size else 0.0
+        return min(1.0, self._file.tell() / self._size) if self._size else 0.0
 
     def _read(self) -> Iterator[tuple[Records, float]]:
         """Yield batches of records, each with the share of the file that has been read by then.
@@ -108,7 +114,9 @@ class Recording:
         records: Records = []
         line = 0
         try:
-            self._file = open(self.path, "rb")  # noqa: SIM115  # until the process ends
+            self._file: io.BufferedReader = io.BufferedReader(
+                _Stoppable(self.path, opener=_open_at_once)
+            )  # until the process ends
             self._size = os.fstat(self._file.fileno()).st_size
             for line, record in self._open(self._file):
                 records.append((line, record))
@@ -116,6 +124,9 @@ class Recording:
                     yield records, self._share(line)
                     records.clear()  # already used; two batches would not fit in the cache
         except DAMAGES as error:
+            if stop_requested():
+                yield [], 1.0
+                return
             if line:
                 yield records, 1.0  # trades before the damage are still sent
             place = f"cannot be read beyond line {line}" if line else "cannot be read"
@@ -132,14 +143,17 @@ class Recording:
             file = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)))
         if file.peek(3).startswith(BOM_UTF8):
             file.read(len(BOM_UTF8))
+        if file.peek(1).lstrip().startswith(b"["):
+            raise UsageError(f"{self.path}: it is a JSON array; give one JSON object per line")
         if file.peek(1).lstrip().startswith(b"{"):
             return ((number, line) for number, line in enumerate(file, 1) if line.strip())
         return self._csv(file)
 
     def _csv(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
-        reader = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-        header = self._known(next(reader, []))
-        for row in filter(None, reader):
+        reader = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""), strict=True)
+        rows = filter(None, reader)
+        header = self._known(next(rows, []))
+        for row in rows:
             record = dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
             if record and record["ticker"].startswith("'"):
                 record["ticker"] = NOT_A_FORMULA.sub("", record["ticker"])
@@ -158,9 +172,25 @@ class Recording:
     def _known(self, columns: list[str]) -> list[str]:
         if not columns:
             raise UsageError(f"{self.path}: the file is empty")
+        if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+            raise UsageError(f"{self.path}: the column {', '.join(twice)} is there twice")
         if missing := [name for name in COLUMNS if name not in columns]:
             raise UsageError(f"{self.path}: the column {', '.join(missing)} is missing; it needs {', '.join(COLUMNS)}")
         return columns
+
+
+class _Stoppable(io.FileIO):
+    """A file whose reading ends when the user asks to stop, although it may be a pipe that nobody writes to."""
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        while not select([self], [], [], SECONDS_UNNOTICED)[0]:
+            if stop_requested():
+                raise OSError("stopped")
+        return super().readinto(buffer)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would have to be opened by its writer first
 
 
 def _trades(records: list[Record]) -> list[Trade]:
