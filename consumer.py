@@ -48,6 +48,7 @@ from pipeline.kafka import client, ensure_topic, reason_of
 from pipeline.metrics import ConsumerMetrics, add_option
 from pipeline.outage import Outage
 from pipeline.postgres import prepare_table
+from pipeline.reasons import size_of
 from pipeline.settings import Settings
 from pipeline.trade import InvalidTrade, copy_rows
 from pipeline.user_error import UserError
@@ -72,7 +73,7 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "session.timeout.ms": 6000,  # a killed consumer's partitions are reassigned after this
     "heartbeat.interval.ms": 1000,
     # Also how long a rebalance waits for a member that died while joining. We poll at least every eight seconds, the
-    # longest that StartingOffsets waits for its answers.
+    # longest that StartingOffsets waits for its answers (DeadLetters: seven).
     "max.poll.interval.ms": 10_000,
     # A rebalance revokes all partitions and drops every open batch: with an incremental protocol, a dropped batch from
     # a partition that we keep would be lost.
@@ -84,6 +85,8 @@ KAFKA_DEFAULTS: dict[str, Any] = {
     "log_level": 4,  # warnings; everything else that matters comes through error_cb
 }
 
+TOPIC_TROUBLE = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART}
+
 log = logging.getLogger("consumer")
 librdkafka_log = logging.getLogger("librdkafka")
 librdkafka_log.addFilter(lambda record: "offset reset" in record.getMessage())
@@ -94,7 +97,7 @@ class Batch:
     """Trades on their way to PostgreSQL, and the offsets to commit once they are stored."""
 
     messages: list[Message] = field(default_factory=list)  # kept for the dead-letter topic
-    size: int = 0  # bytes of all messages
+    size: int = 0  # bytes of all messages, about
     rows: list[bytes] = field(default_factory=list)  # one per message ...
     content: bytes = b""  # ... and all of them joined, for COPY
     offsets: list[TopicPartition] = field(default_factory=list)
@@ -136,6 +139,7 @@ class TradeConsumer:
     def __init__(self, settings: Settings, from_beginning: bool) -> None:
         self.settings = settings
         self.kafka_outage = Outage(f"Kafka at {settings.bootstrap_servers}")
+        self.topic_outage = Outage(f"The topic {settings.topic}")
         self.database_outage = Outage("PostgreSQL")
         self.metrics = ConsumerMetrics(database_up=lambda: not self.database_outage.ongoing)
         self.dead_letters = DeadLetters(settings)
@@ -197,8 +201,10 @@ class TradeConsumer:
             messages = [message for message in messages if message.error() is None]
             for error in errors:
                 self.on_error(error)
-        self.batch.size += sum(map(len, messages))
         if messages:
+            headers = size_of(messages[0]) - len(messages[0])  # and key, of one for all: a sum would cost a tenth
+            self.batch.size += sum(map(len, messages)) + headers * len(messages)
+            self.topic_outage.end()
             self.decode(messages)
 
     def decode(self, messages: list[Message]) -> None:
@@ -376,6 +382,7 @@ class TradeConsumer:
             return
         self.delay = SECONDS_BETWEEN_ATTEMPTS[0]
         self.end_outage()
+        self.topic_outage.end()
         self.assigned = []
         # The starts are committed, so we let librdkafka look them up: then it knows the lag from the first second.
         self.reading = [TopicPartition(start.topic, start.partition) for start in starts]
@@ -419,7 +426,8 @@ class TradeConsumer:
             if self.times_down > 1:  # once is no outage: localhost is also ::1, a broker may listen on 127.0.0.1 only
                 self.kafka_outage.report(self.broker_trouble or error.str())
             return
-        self.kafka_outage.report(error.str())
+        outage = self.topic_outage if error.code() in TOPIC_TROUBLE else self.kafka_outage
+        outage.report(error.str())
 
     def end_outage(self) -> None:
         """Record that Kafka answers."""
@@ -464,12 +472,12 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
         print("Consumer stopped before it started.")
         return
     consumer = TradeConsumer(settings, options.from_beginning)
-    consumer.metrics.serve(options.metrics_port)
     # The garbage collector would scan all messages in flight again and again for cycles that do not exist.
     gc.set_threshold(500_000)
     # Between two batches the writer needs the interpreter lock for microseconds, while PostgreSQL waits.
     sys.setswitchinterval(0.0005)  # seconds that it may wait for the lock; 5 ms by default
     try:
+        consumer.metrics.serve(options.metrics_port)
         consumer.run()
     except KafkaException as exception:  # a fatal one, raised by on_error: no commit would succeed
         consumer.abandon()

@@ -24,7 +24,7 @@ from pipeline.settings import Settings
 from pipeline.stop import stop_requested, wait_for_stop
 from pipeline.user_error import UsageError, UserError
 
-SECONDS_TO_ANSWER = 5.0
+SECONDS_TO_ANSWER = 3.0
 SECONDS_TO_DESCRIBE = 2.0  # a stop may wait for this
 SECONDS_BETWEEN_LOOKS = 1.0  # at a topic's id
 
@@ -37,7 +37,7 @@ _REFUSALS = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.TOPIC_EXCEPTION,
     KafkaError.INVALID_PARTITIONS,
-    KafkaError.INVALID_REPLICATION_FACTOR,
+    KafkaError.POLICY_VIOLATION,
 }
 _INTERRUPTIONS = {KafkaError._TRANSPORT, KafkaError._TIMED_OUT}
 _CONFIG_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
@@ -77,7 +77,7 @@ def wait_for_brokers(settings: Settings, patience: float | None) -> None:
 
     `patience` is in seconds; None waits forever. Raises `UserError`.
     """
-    _persist(settings, patience, lambda admin: None)
+    _persist(settings, patience, lambda admin, metadata: None)
 
 
 def ensure_topic(settings: Settings, name: str, patience: float | None, **config: str) -> None:
@@ -87,10 +87,10 @@ def ensure_topic(settings: Settings, name: str, patience: float | None, **config
     than those in `config` are raised; if Kafka refuses that, one line says so. Raises `UserError`.
     """
 
-    def ensure(admin: AdminClient) -> None:
-        if name in _metadata(admin).topics:
+    def ensure(admin: AdminClient, metadata: ClusterMetadata) -> None:
+        if name in metadata.topics:
             _raise_limits(admin, name, config)
-            _warn_of_single_copies(admin, name)
+            _warn_of_single_copies(metadata, name)
             return
         try:
             _create(admin, NewTopic(name, num_partitions=settings.topic_partitions, config=config))
@@ -156,15 +156,18 @@ def reason_of(exception: Exception) -> str:
     return reason.str() if isinstance(reason, KafkaError) else str(reason)
 
 
-def _persist(settings: Settings, patience: float | None, action: Callable[[AdminClient], None]) -> None:
+def _persist(
+    settings: Settings, patience: float | None, action: Callable[[AdminClient, ClusterMetadata], None]
+) -> None:
     """Run the action once the cluster answers; retry faults that may pass by themselves, while patience lasts."""
     reasons: deque[KafkaError] = deque(maxlen=100)
     admin = client(AdminClient, settings.kafka | {"error_cb": reasons.append})
     began, announced = time.monotonic(), False
     while not stop_requested():
         try:
-            if _metadata(admin).brokers:
-                action(admin)
+            metadata = admin.list_topics(timeout=1)
+            if metadata.brokers:
+                action(admin, metadata)
                 return
         except KafkaException as exception:
             admin.poll(0)  # serves error_cb
@@ -177,7 +180,8 @@ def _persist(settings: Settings, patience: float | None, action: Callable[[Admin
                 "(docker compose up -d, or python local_stack.py), or correct KAFKA_BOOTSTRAP_SERVERS"
             )
         if not announced:
-            print(f"⏳ Waiting for Kafka at {settings.bootstrap_servers} ...", file=sys.stderr, flush=True)
+            said = _why(reason for reason in reasons if reason.code() > 0)  # by a broker, which may not be ready yet
+            print(f"⏳ Waiting for Kafka at {settings.bootstrap_servers}{said} ...", file=sys.stderr, flush=True)
             announced = True
         wait_for_stop(0.1)
 
@@ -217,10 +221,9 @@ def _is_lower(limit: int, wanted: int) -> bool:
     return limit != -1 and (wanted == -1 or limit < wanted)
 
 
-def _warn_of_single_copies(admin: AdminClient, name: str) -> None:
-    metadata = _metadata(admin)
-    topic = metadata.topics.get(name)
-    if len(metadata.brokers) >= 3 and topic and any(len(part.replicas) == 1 for part in topic.partitions.values()):
+def _warn_of_single_copies(metadata: ClusterMetadata, name: str) -> None:
+    partitions = metadata.topics[name].partitions.values()
+    if len(metadata.brokers) >= 3 and any(len(partition.replicas) == 1 for partition in partitions):
         log.warning("⚠️  The topic %s has a replication factor of 1: if its broker is lost, so are its messages.", name)
 
 
@@ -228,7 +231,3 @@ def _why(reasons: Iterable[KafkaError]) -> str:
     """Return the latest reason why no broker could be reached; _ALL_BROKERS_DOWN explains nothing."""
     told = [reason.str() for reason in reasons if reason.code() != KafkaError._ALL_BROKERS_DOWN]
     return f" ({told[-1]})" if told else ""
-
-
-def _metadata(admin: AdminClient) -> ClusterMetadata:
-    return admin.list_topics(timeout=1)

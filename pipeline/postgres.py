@@ -25,10 +25,10 @@ SECONDS_BETWEEN_CHECKS = 0.5
 TEMPORARY_TABLE = SQL_FOLDER / "temporary" / "incoming.sql"
 
 # Waiting does not fix these; the user has to. A refused connection carries no error code, so its text decides.
-_REFUSALS = (errors.InsufficientPrivilege, errors.UndefinedObject, errors.SyntaxError)
+_REFUSALS = (errors.InsufficientPrivilege, errors.UndefinedObject, errors.InvalidSchemaName, errors.SyntaxError)
 _REFUSED_CONNECTIONS = (
-    *("authentication failed", "does not exist", "no pg_hba.conf entry", "password supplied"),
-    "does not support SSL",
+    *("authentication failed", "does not exist", "no pg_hba.conf entry", "password supplied", "does not support SSL"),
+    *("permission denied for database", "is not permitted to log in"),
 )
 _INVALID_OPTION = "invalid "  # how libpq's message begins if it did not even try to connect
 
@@ -171,11 +171,11 @@ TABLE_PROBLEMS = """
       AND attidentity = ''
       AND attname NOT IN (SELECT attname FROM pg_attribute WHERE attrelid = 'pg_temp.incoming'::regclass)
     UNION ALL
-    SELECT 'trades.trade_id is not the primary key: redelivered trades would be stored twice'
+    SELECT 'trades.trade_id is not the primary key, or a deferrable one: redelivered trades could be stored twice'
     WHERE NOT EXISTS (
         SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
         WHERE indrelid = to_regclass('trades') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL
-          AND attname = 'trade_id'
+          AND indimmediate AND indisvalid AND attname = 'trade_id'
     )
 """
 

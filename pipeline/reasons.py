@@ -16,6 +16,12 @@ def headers_of(message: Message) -> Headers:
         return []
 
 
+def size_of(message: Message) -> int:
+    """Return the bytes of a message's value, key and headers."""
+    headers = sum(len(name) + len(value or b"") for name, value in headers_of(message))
+    return len(message) + len(message.key() or b"") + headers
+
+
 def reason_headers(message: Message, reason: Exception) -> Headers:
     """Return the headers that say where a message came from and why it is a dead letter."""
     kind = type(reason)

@@ -18,6 +18,7 @@ FOREIGN_VARIABLES = re.compile(r"KAFKA_(\w+_)?(HOME|OPTS|SERVICE_HOST|SERVICE_PO
 # With any other value, trades could be lost or doubled, and the README's promises would be void.
 PROMISED = {
     "acks": ("all", "-1"),
+    "delivery.report.only.error": ("false",),
     "delivery.timeout.ms": ("0",),
     "enable.auto.commit": ("false",),
     "enable.idempotence": ("true",),

@@ -23,9 +23,11 @@ from confluent_kafka.admin import AdminClient
 
 from consumer import Batch, TradeConsumer
 from pipeline.consumer import dead_letters
+from pipeline.consumer.progress import Progress
 from pipeline.consumer.starting_offsets import StartingOffsets
-from pipeline.consumer.table import copy_file
+from pipeline.consumer.table import Stored, copy_file
 from pipeline.local_stack.postgres_server import PostgresServer
+from pipeline.metrics import ConsumerMetrics
 from pipeline.reasons import reasons
 from pipeline.settings import read_settings
 from pipeline.trade import Trade, copy_rows, encode
@@ -51,6 +53,23 @@ def started(run_script: RunScript, *options: str, **variables: str) -> Script:
     consumer = run_script("consumer.py", *options, **variables)
     consumer.wait_for_line(STARTED)
     return consumer
+
+
+def test_a_row_that_is_refused_is_not_printed_as_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    messages = [Message(value=trade(ticker="BAD")), Message(value=trade(ticker="GOOD"))]
+    Progress(ConsumerMetrics(lambda: True)).stored(messages, Stored(inserted=1, refused={0: ValueError("no")}))
+    [line] = capsys.readouterr().out.splitlines()
+    assert "GOOD" in line
+
+
+def test_a_topic_that_cannot_be_read_is_not_said_to_work(caplog: pytest.LogCaptureFixture) -> None:
+    own = TradeConsumer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), from_beginning=False)
+    own.on_error(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    own.on_commit(None, [])  # offsets are committed to the group, which it may still use
+    assert len(caplog.messages) == 1
+    assert "The topic orders: " in caplog.messages[0]
+    own.add([Message(value=trade())])
+    assert "✅ The topic orders works again" in caplog.messages[1]
 
 
 def test_every_value_arrives_as_it_was_sent(

@@ -1,14 +1,16 @@
 """Dead letters on a real broker: the unchanged message, the reason with it, and a callback once Kafka has it."""
 
 from functools import partial
+from weakref import ref
 
 import pytest
+from confluent_kafka import Message
 
 from pipeline.consumer import dead_letters
 from pipeline.consumer.dead_letters import DeadLetters
-from pipeline.reasons import MAX_REASON_LENGTH, reasons
+from pipeline.reasons import MAX_REASON_LENGTH, reasons, size_of
 from pipeline.settings import read_settings
-from pipeline.trade import InvalidTrade
+from pipeline.trade import InvalidTrade, copy_rows
 from tests.services import Kafka, KafkaClient, eventually
 
 
@@ -87,6 +89,49 @@ def test_refused_letters_are_bounded_retried_and_forgotten(
     letters.publish(broker.read(topic)[2], InvalidTrade("bad"), partial(acknowledged.append, b"third"))
     eventually(lambda: letters.poll(0.1) or acknowledged == [b"third"])
     assert [letter.value() for letter in broker.read(f"{topic}.dlq")] == [b"third"]
+
+
+class Chunk(list[bytes]):
+    """Messages decoded together; a list cannot be referred to weakly."""
+
+
+def test_a_letter_that_waits_keeps_nothing_else_in_memory() -> None:
+    letters = DeadLetters(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}))
+
+    def publish(chunk: Chunk) -> None:
+        try:
+            copy_rows(chunk)
+        except InvalidTrade as reason:
+            letters.publish(Message(value=chunk[0], headers=[("a", b"b")]), reason, lambda: None)
+
+    chunk = Chunk([b"no trade"])
+    kept = ref(chunk)
+    publish(chunk)
+    del chunk
+    assert kept() is None
+    assert letters.in_flight
+
+
+def test_keys_and_headers_count() -> None:
+    assert size_of(Message(value=b"123", key=b"12", headers=[("1", b"1234"), ("1", None)])) == 11
+    assert size_of(Message(value=None, key=None)) == 0
+
+
+def test_a_message_from_the_far_future_is_taken(broker: KafkaClient, topic: str, environment: dict[str, str]) -> None:
+    broker.create_topic(f"{topic}.dlq")
+    letters = DeadLetters(read_settings(environment))
+    acknowledged: list[bool] = []
+    letters.publish(
+        Message(topic=topic, value=b"x", timestamp=(1, 4_000_000_000_000)),
+        InvalidTrade("bad"),
+        lambda: acknowledged.append(True),
+    )
+
+    def arrived() -> bool:
+        letters.poll(0.1)
+        return bool(acknowledged)
+
+    eventually(arrived)
 
 
 @pytest.mark.parametrize("made_again", [False, True], ids=["deleted", "made again"])

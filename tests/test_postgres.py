@@ -2,13 +2,14 @@
 
 import signal
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
 
 from pipeline.postgres import Watchdog, connect, prepare_table
 from pipeline.user_error import UsageError, UserError
-from tests.services import Postgres
+from tests.services import PASSWORD, USER, Database, Postgres
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,23 @@ def test_an_invalid_url_is_refused_without_its_password(url: str) -> None:
 def test_an_invalid_option_is_not_waited_for(option: str) -> None:
     with pytest.raises(UserError, match=option.partition("=")[2]):
         prepare_table(f"postgresql://user:secret@localhost/trades?{option}")
+
+
+def test_a_schema_that_does_not_exist_is_not_waited_for(database: Database) -> None:
+    with pytest.raises(UserError, match="no schema has been selected"):
+        prepare_table(f"{database.url}?options=-csearch_path%3Dnowhere")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [("ALTER ROLE guest NOLOGIN", "not permitted to log in"), ("REVOKE CONNECT ON DATABASE {} FROM PUBLIC", "denied")],
+)
+def test_a_role_that_may_not_connect_does_not_wait(database: Database, refusal: str, said: str) -> None:
+    database.query(f"DROP ROLE IF EXISTS guest; CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
+    database.query(refusal.format(urlsplit(database.url).path[1:]))
+    with pytest.raises(UserError, match=said):
+        prepare_table(database.url.replace(USER, "guest"))
+    database.query("DROP ROLE guest")
 
 
 def test_ssl_that_the_server_does_not_have_is_not_waited_for(

@@ -89,8 +89,8 @@ def test_a_role_that_cannot_name_the_key_is_told_of_another_unique_key(table: Tr
     known = rows(1)
     table.store(known)
     assert table.store(known).repeated == 1
-    table.disconnect()
     database.query("ALTER TABLE trades ADD CONSTRAINT one_price UNIQUE (price)")
+    table.store(rows(1, price=2))
     with pytest.raises(TableError, match=r"one_price.*SELECT \(trade_id\)"):
         table.store(rows(1, price=2))
     table.disconnect()
@@ -132,6 +132,21 @@ def test_what_no_row_is_to_blame_for_is_waited_for(
     table.disconnect()
     database.query(mends)
     assert table.store(batch).inserted == 3
+
+
+@pytest.mark.parametrize("count", [0, 3])  # all other messages of the batch may be dead letters
+def test_a_trigger_that_refuses_every_statement_is_waited_for(
+    table: TradesTable, database: Database, count: int
+) -> None:
+    database.query("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'closed for the audit'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON trades EXECUTE FUNCTION refuse()
+    """)
+    with pytest.raises(psycopg2.Error, match="closed for the audit"):
+        table.store(rows(count))
+    database.query("DROP TRIGGER refuse ON trades")
+    table.disconnect()
+    assert table.store(rows(count)).inserted == count
 
 
 def test_a_table_partitioned_by_trade_id_works(table: TradesTable, database: Database) -> None:
@@ -203,6 +218,7 @@ def test_a_character_set_that_lacks_a_character_refuses_that_row_only(postgres: 
         ("ALTER TABLE trades RENAME volume TO shares", r"trades\.volume is missing"),
         ("ALTER TABLE trades ADD venue TEXT NOT NULL", r"trades\.venue is NOT NULL"),
         ("ALTER TABLE trades DROP CONSTRAINT trades_pkey", "not the primary key"),
+        ("ALTER TABLE trades DROP CONSTRAINT trades_pkey, ADD PRIMARY KEY (trade_id) DEFERRABLE", "a deferrable one"),
     ],
 )
 def test_an_altered_table_is_named(database: Database, alteration: str, problem: str) -> None:
@@ -388,12 +404,13 @@ def test_a_primary_key_that_is_dropped_meanwhile_is_missed_before_a_trade_is_the
     assert database.count() == 3
 
 
-def test_a_large_batch_may_take_longer_than_the_role_allows_a_statement(database: Database) -> None:
+@pytest.mark.parametrize("limit", ["statement_timeout", "transaction_timeout"])
+def test_a_large_batch_may_take_longer_than_the_role_allows(database: Database, limit: str) -> None:
     database.query("""
         CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
         CREATE TRIGGER wait BEFORE INSERT ON trades EXECUTE FUNCTION wait()
     """)
-    assert TradesTable(f"{database.url}?options=-cstatement_timeout%3D900").store(rows(3)).inserted == 3
+    assert TradesTable(f"{database.url}?options=-c{limit}%3D900").store(rows(3)).inserted == 3
 
 
 def test_a_role_may_have_all_identifiers_quoted(database: Database) -> None:

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.kafka import PRODUCER_DEFAULTS, PURGED, TopicWatch, client, ensure_topic
 from pipeline.outage import Outage
-from pipeline.reasons import headers_of, reason_headers
+from pipeline.reasons import Headers, headers_of, reason_headers, size_of
 from pipeline.settings import Settings
 from pipeline.user_error import UserError
 
@@ -33,7 +33,8 @@ KAFKA_MUSTS = {"enable.idempotence": False, "acks": "all"}
 @dataclass(eq=False)
 class _Letter:
     message: Message
-    reason: Exception
+    headers: Headers  # not the exception: its traceback would keep the whole batch in memory
+    size: int  # bytes
     acknowledged: Callable[[], None]
 
 
@@ -65,9 +66,10 @@ class DeadLetters:
 
     def publish(self, message: Message, reason: Exception, acknowledged: Callable[[], None]) -> None:
         """Send the message's key and value untouched; call `acknowledged` (from `poll`) once Kafka has it."""
-        letter = _Letter(message, reason, acknowledged)
+        headers = headers_of(message) + reason_headers(message, reason)
+        letter = _Letter(message, headers, size_of(message), acknowledged)
         self._outstanding.add(letter)
-        self._bytes += len(message)
+        self._bytes += letter.size
         self._send(letter)
 
     def poll(self, seconds: float = 0) -> None:
@@ -112,10 +114,10 @@ class DeadLetters:
     def _send(self, letter: _Letter) -> None:
         message = letter.message
         _, timestamp = message.timestamp()
+        timestamp = min(max(timestamp, 0), int(1000 * time.time()))  # Kafka refuses those far in the future
         try:
             self._producer.produce(
-                self._topic, message.value(), message.key(), timestamp=max(timestamp, 0),
-                headers=headers_of(message) + reason_headers(message, letter.reason),
+                self._topic, message.value(), message.key(), timestamp=timestamp, headers=letter.headers,
                 on_delivery=partial(self._on_delivery, letter),
             )  # fmt: skip
         except BufferError:
@@ -130,7 +132,7 @@ class DeadLetters:
             self._refuse(letter, error)
             return
         self._outstanding.discard(letter)
-        self._bytes -= len(letter.message)
+        self._bytes -= letter.size
         if not self._outstanding:  # one success says nothing about refused ones, which may be too large
             self._outage.end()
             self._delay = SECONDS_BETWEEN_ATTEMPTS[0]

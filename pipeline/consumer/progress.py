@@ -30,8 +30,9 @@ class Progress:
         self.total.repeated += stored.repeated
         self.metrics.batch(stored.inserted, stored.repeated)
         self.stored_this_second += stored.inserted
-        for message in messages[: max(0, READABLE_RATE - self.shown_this_second)]:
-            print(f"📥 {printable(describe(decode(message.value())))}", flush=True)
+        for index, message in enumerate(messages[: max(0, READABLE_RATE - self.shown_this_second)]):
+            if index not in stored.refused:
+                print(f"📥 {printable(describe(decode(message.value())))}", flush=True)
         self.shown_this_second += len(messages)
 
     def dead_letter(self, message: Message, reason: Exception) -> None:

@@ -28,6 +28,12 @@ _PREPARE_CHECK = f"PREPARE no_problem AS SELECT 1 / (NOT EXISTS ({TABLE_PROBLEMS
 # Any ALTER TABLE has finished or waits for us. ONLY: a locked partition holds up its own rows and no others.
 _LOCK = "LOCK TABLE ONLY trades IN ROW EXCLUSIVE MODE"
 _COPY_CHECKED = f"{_LOCK}; EXECUTE no_problem; {_COPY.format('trades')}"
+# The role's own settings could end a large batch, or a connection between two batches; `_make_certain` needs warnings.
+_OVERRIDE_SETTINGS = """
+    SET client_min_messages TO warning;
+    SELECT set_config(name, '0', false) FROM pg_settings
+    WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout')
+"""
 _OTHER_KEYS = """
     SELECT indexrelid::regclass FROM pg_index
     WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
@@ -54,7 +60,6 @@ class TradesTable:
     def __init__(self, database_url: str) -> None:
         self._url = database_url
         self._connection: Connection | None = None
-        self._on_conflict = ""
         self._expect_repeats = False
         self._watchdog = Watchdog(database_url)
 
@@ -90,18 +95,8 @@ class TradesTable:
     def _prepare(self, connection: Connection) -> None:
         execute_file(connection, TEMPORARY_TABLE)
         with connection, connection.cursor() as cursor:
-            # Overrides the role's settings: `_make_certain` needs the warnings, and a large batch needs time.
-            cursor.execute("SET client_min_messages TO warning; SET statement_timeout TO 0")
+            cursor.execute(_OVERRIDE_SETTINGS)
             cursor.execute(_PREPARE_CHECK)
-            # Naming the key makes any other unique key refuse a row instead of silently dropping it, but needs SELECT.
-            cursor.execute("SELECT has_column_privilege('trades', 'trade_id', 'SELECT')")
-            if cursor.fetchall() == [(True,)]:
-                self._on_conflict = "ON CONFLICT (trade_id) DO NOTHING"
-            else:
-                self._on_conflict = "ON CONFLICT DO NOTHING"
-                cursor.execute(_OTHER_KEYS)
-                for (name,) in cursor:
-                    raise TableError(f"because of the unique key {name}, this role needs SELECT (trade_id) ON trades")
         connection.set_client_encoding("UTF8")
         connection.autocommit = True  # a COPY is its own transaction, without BEGIN and COMMIT
 
@@ -120,7 +115,9 @@ class TradesTable:
             if problem := table_problem(connection):  # an altered table may round or refuse valid rows
                 raise TableError(problem)
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a deferred one would refuse the whole batch on commit
-            self._merge_halves(cursor, rows, 0, stored)
+            insert = _insert(cursor)
+            _merge(cursor, insert, [])  # what fails without a row is no row's fault
+            _merge_halves(cursor, insert, rows, 0, stored)
         self._expect_repeats = stored.repeated > 0  # redeliveries come in runs
         return stored
 
@@ -138,41 +135,58 @@ class TradesTable:
             if connection.notices:
                 raise psycopg2.OperationalError("a commit was not waited for: the standby may not have it")
 
-    def _merge(self, cursor: Cursor, rows: Sequence[bytes]) -> Stored:
-        """Insert the rows with new keys, in key order, so that two consumers cannot deadlock over the same keys."""
-        count = _copy(cursor, _COPY.format("incoming"), copy_file(rows))
-        cursor.execute(
-            f"INSERT INTO trades ({_COLUMNS}) SELECT {_COLUMNS} FROM incoming ORDER BY trade_id {self._on_conflict}"
-        )
-        inserted = cursor.rowcount
-        # A commit waits for a standby only if it wrote something, and the repeated rows may not have got there yet.
-        cursor.execute(_WRITE_AHEAD)
-        return Stored(inserted=inserted, repeated=count - inserted)
-
-    def _merge_halves(self, cursor: Cursor, rows: Sequence[bytes], first: int, stored: Stored) -> None:
-        """Merge the rows that PostgreSQL accepts; bisection finds one refused row of n in log2(n) rounds."""
-        cursor.execute("SAVEPOINT half")
-        try:
-            merged = self._merge(cursor, rows)
-            cursor.execute("DELETE FROM incoming")
-            cursor.execute("RELEASE SAVEPOINT half")
-            stored.inserted += merged.inserted
-            stored.repeated += merged.repeated
-        except psycopg2.Error as error:
-            if not _blames_a_row(error):
-                raise
-            cursor.execute("ROLLBACK TO SAVEPOINT half")
-            if len(rows) == 1:
-                stored.refused[first] = error
-                return
-            middle = len(rows) // 2
-            self._merge_halves(cursor, rows[:middle], first, stored)
-            self._merge_halves(cursor, rows[middle:], first + middle, stored)
-
 
 def copy_file(rows: Sequence[bytes]) -> bytes:
     """Return the rows as a file in COPY's binary format."""
     return b"".join([b"PGCOPY\n\xff\r\n\0", bytes(8), *rows, b"\xff\xff"])
+
+
+def _insert(cursor: Cursor) -> str:
+    """Return the statement that inserts the incoming rows with new keys. Raises `TableError` if it could lose one.
+
+    Naming the key makes any other unique key refuse a row instead of silently dropping it, but needs SELECT. Inserting
+    in key order, two consumers cannot deadlock over the same keys.
+    """
+    cursor.execute("SELECT has_column_privilege('trades', 'trade_id', 'SELECT')")
+    key = "(trade_id)"
+    if cursor.fetchall() != [(True,)]:
+        key = ""
+        cursor.execute(_OTHER_KEYS)
+        for (name,) in cursor:
+            raise TableError(f"because of the unique key {name}, this role needs SELECT (trade_id) ON trades")
+    incoming = f"SELECT {_COLUMNS} FROM incoming ORDER BY trade_id"
+    return f"INSERT INTO trades ({_COLUMNS}) {incoming} ON CONFLICT {key} DO NOTHING"
+
+
+def _merge(cursor: Cursor, insert: str, rows: Sequence[bytes]) -> Stored:
+    """Insert the rows with new keys."""
+    count = _copy(cursor, _COPY.format("incoming"), copy_file(rows))
+    cursor.execute(insert)
+    inserted = cursor.rowcount
+    # A commit waits for a standby only if it wrote something, and the repeated rows may not have got there yet.
+    cursor.execute(_WRITE_AHEAD)
+    return Stored(inserted=inserted, repeated=count - inserted)
+
+
+def _merge_halves(cursor: Cursor, insert: str, rows: Sequence[bytes], first: int, stored: Stored) -> None:
+    """Merge the rows that PostgreSQL accepts; bisection finds one refused row of n in log2(n) rounds."""
+    cursor.execute("SAVEPOINT half")
+    try:
+        merged = _merge(cursor, insert, rows)
+        cursor.execute("DELETE FROM incoming")
+        cursor.execute("RELEASE SAVEPOINT half")
+        stored.inserted += merged.inserted
+        stored.repeated += merged.repeated
+    except psycopg2.Error as error:
+        if not _blames_a_row(error):
+            raise
+        cursor.execute("ROLLBACK TO SAVEPOINT half")
+        if len(rows) == 1:
+            stored.refused[first] = error
+            return
+        middle = len(rows) // 2
+        _merge_halves(cursor, insert, rows[:middle], first, stored)
+        _merge_halves(cursor, insert, rows[middle:], first + middle, stored)
 
 
 def _copy(cursor: Cursor, statement: str, content: bytes) -> int:

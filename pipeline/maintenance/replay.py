@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import argparse
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -38,6 +39,7 @@ MARK = "__replay.of"  # header of a mark: the place of the letter that was repla
 TRANSACTION_SIZE = 100  # letters; consumers of new trades wait for a transaction to end
 FIRST_BYTES = 60
 SECONDS_FOR_BROKER = 10.0
+SECONDS_UNNOTICED = 0.1  # how long a stop may go unnoticed
 
 
 def unreplayed(settings: Settings) -> Iterator[Message]:
@@ -65,10 +67,13 @@ def read(settings: Settings) -> Iterator[Message]:
         known = consumer.list_topics(timeout=SECONDS_FOR_BROKER).topics
         unfinished = set(known[topic].partitions) if topic in known else set()
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in unfinished])
+        answered = time.monotonic()
         while unfinished and not stop_requested():
-            message = consumer.poll(SECONDS_FOR_BROKER)
-            if message is None:
-                raise UserError(f"Kafka at {settings.bootstrap_servers} stopped answering: try again")
+            if (message := consumer.poll(SECONDS_UNNOTICED)) is None:
+                if time.monotonic() - answered > SECONDS_FOR_BROKER:
+                    raise UserError(f"Kafka at {settings.bootstrap_servers} stopped answering: try again")
+                continue
+            answered = time.monotonic()
             if (error := message.error()) is None:
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:
