@@ -13,6 +13,7 @@ def headers_of(message: Message) -> Headers:
     try:
         return list(message.headers() or [])
     except SystemError:  # raised instead of UnicodeDecodeError
+        message.set_headers([])  # asked again, it would return invalid memory
         return []
 
 
