@@ -13,7 +13,8 @@ COPY sql/ sql/
 COPY pipeline/ pipeline/
 COPY producer.py consumer.py dashboard.py ./
 
-RUN useradd --create-home --uid 10001 trades
+# Whatever the umask under which the project was cloned.
+RUN useradd --create-home --uid 10001 trades && chmod -R a+rX /app
 USER trades
 
 CMD ["python", "consumer.py"]

@@ -9,6 +9,10 @@ VENV_PYTHON := $(VENV)/bin/python
 # Installing a lock file touches the file of the same name in .venv, so pip runs again only when the lock changes.
 INSTALLED     := $(VENV)/requirements-local.txt
 INSTALLED_DEV := $(VENV)/requirements-dev.txt
+# An environment is of no use once its Python is gone, upgraded or too old: then it is set up again.
+USABLE := $(VENV_PYTHON) -c 'import sys, pip._internal.cli.main; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+$(shell $(USABLE) || rm -f $(INSTALLED) $(INSTALLED_DEV))
+unexport PYTHONPATH PYTHONHOME  # pip would take packages found there for installed
 
 .PHONY: help run cluster test chaos check install lock
 .DEFAULT_GOAL := help
@@ -20,7 +24,7 @@ help: ## list the targets
 run: $(INSTALLED) ## everything on this machine, the page at http://localhost:8501, until Ctrl-C
 	@$(VENV_PYTHON) -m pipeline.local_stack.kafka_server
 	@exec env PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONUNBUFFERED=1 PYTHONUTF8=1 \
-		END_WITH_HONCHO="$$(command -v setpriv >/dev/null && echo setpriv --pdeathsig HUP)" \
+		END_WITH_HONCHO="$$(setpriv --pdeathsig HUP true 2>/dev/null && echo setpriv --pdeathsig HUP)" \
 		$(VENV_PYTHON) -m honcho start
 
 # The two addresses that local_stack.py --cluster prints.
@@ -56,16 +60,17 @@ COMPILE = $(VENV_PYTHON) -m uv pip compile pyproject.toml --quiet --universal --
 $(VENV)/requirements-%.txt: requirements-%.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or name it: make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			echo "Installing python3-venv ..."; \
-			apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv >/dev/null; \
+			echo "Installing $$package ..."; \
+			apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$package >/dev/null; \
 		fi; \
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-		{ echo "make: $(PYTHON) cannot make virtual environments yet: sudo apt-get install python3-venv" >&2; exit 1; }; \
+		{ echo "make: $(PYTHON) cannot make virtual environments yet: sudo apt-get install $$package" >&2; exit 1; }; \
 	}
 	@echo "Setting up $(VENV) with the packages of $<, once ..."
-	@$(VENV_PYTHON) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@bash -o pipefail -c '"$$0" -m pip install --no-user --disable-pip-version-check --progress-bar off -r "$$1" | \
+	@$(USABLE) || { umask 022; $(PYTHON) -m venv --clear $(VENV); }
+	@umask 022; bash -o pipefail -c '"$$0" -m pip install --no-user --disable-pip-version-check --progress-bar off -r "$$1" | \
 		{ grep --line-buffered -oE "(Downloading|Using cached) .* MB\)|Installing collected packages" || true; }' \
 		$(VENV_PYTHON) $<
 	@touch $@

@@ -48,6 +48,8 @@ def run_two(settings: Settings) -> None:
     kafka = KafkaServer(FOLDER, read_addresses(settings.bootstrap_servers)[0])
     postgres = PostgresServer(FOLDER, settings.database_url)
     try:
+        for server in (kafka, postgres):
+            server.check()  # before either spends seconds on a start that will be in vain
         if not (kafka.data.exists() and postgres.data.exists()):
             print("Preparing Kafka and PostgreSQL for their first start ...", flush=True)
         all_at_once(kafka.start, postgres.start)

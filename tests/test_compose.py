@@ -19,8 +19,9 @@ import jsonschema
 import psycopg2
 import pytest
 
-from pipeline.local_stack.kafka_server import CLUSTER_ID
+from pipeline.local_stack.kafka_server import CLUSTER_ID, KafkaServer
 from pipeline.local_stack.postgres_server import OPTIONS
+from pipeline.local_stack.server import Address
 from pipeline.postgres import table_problem
 from pipeline.settings import DEFAULT_DATABASE_URL, read_settings
 from tests.conftest import RunScript
@@ -61,6 +62,17 @@ def test_docker_exec_finds_its_containers_and_a_script_can_be_scaled() -> None:
 def test_every_port_is_published_on_the_loopback_address_only() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert sorted(published) == ["127.0.0.1:5432:5432", "127.0.0.1:8501:8501", "127.0.0.1:9092:9092"]
+
+
+def test_kafka_keeps_what_it_keeps_without_docker() -> None:
+    """By size alone: Kafka's default would delete trades after a week, stored or not."""
+    environment, ours = SERVICES["kafka"]["environment"], KafkaServer(ROOT, Address("localhost", 9092)).properties()
+    for name in ("log.retention.ms", "log.retention.bytes", "log.segment.bytes", "offsets.retention.minutes"):
+        assert environment[f"KAFKA_{name.replace('.', '_').upper()}"] == ours[name]
+
+
+def test_every_script_runs_the_code_that_is_here() -> None:
+    assert {SERVICES[name]["pull_policy"] for name in SCRIPTS} == {"build"}
 
 
 def test_every_image_is_pinned_to_one_release() -> None:

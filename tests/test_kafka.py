@@ -56,6 +56,7 @@ def test_a_property_that_librdkafka_does_not_know_is_the_users_to_correct(variab
 def test_a_missing_topic_is_created_once(broker: KafkaClient, topic: str) -> None:
     ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="3"), topic, 10)
     eventually(lambda: broker.partitions(topic) == 3)
+    assert retention(broker, topic) == -1, "a trade may have to wait for its consumer for longer than a week"
     ensure_topic(settings_for(broker.bootstrap_servers, KAFKA_TOPIC_PARTITIONS="5"), topic, 10)
     assert broker.partitions(topic) == 3
 

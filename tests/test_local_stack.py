@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -19,9 +20,10 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pipeline.local_stack import server
 from pipeline.local_stack.jars import JARS
 from pipeline.local_stack.kafka_server import KafkaServer
-from pipeline.user_error import UserError
+from pipeline.local_stack.postgres_server import PostgresServer
+from pipeline.user_error import UsageError, UserError
 from tests.script import ROOT, Script, environment_of
-from tests.services import PASSWORD, USER, Database, Kafka, eventually, free_port, patiently
+from tests.services import PASSWORD, USER, Database, Kafka, Postgres, eventually, free_port, patiently
 
 
 class Stack:
@@ -57,7 +59,7 @@ class Stack:
                 return [child for child in children if program in " ".join(child.cmdline())]
             return []
 
-        hanging = eventually(found, every=0.001)
+        hanging = eventually(found, every=0.01)
         hanging[0].suspend()
         assert script.stop() == 0
         assert script.stderr == ""
@@ -224,6 +226,7 @@ def refusals_until_ready(stack: Stack, script: Script) -> Iterator[str]:
             stack.database.connect().close()
         except psycopg2.OperationalError as error:
             yield str(error)
+        time.sleep(0.005)
 
 
 def test_a_stop_during_the_first_start_leaves_nothing(fresh_stack: Stack) -> None:
@@ -270,6 +273,50 @@ def assert_it_has_everything(stack: Stack, earlier: Sequence[psutil.Process] = (
     assert script.stop() == 0
     assert script.stderr == ""
     assert stack.listens() == []
+
+
+def test_root_in_a_container_finds_a_server_that_runs_as_another_user(own_postgres: Postgres) -> None:
+    """Without CAP_SYS_PTRACE, as in Docker, root may not see in which folder another user's process works."""
+    drop = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    if own_postgres.user is None or subprocess.run([*drop, "true"]).returncode != 0:
+        pytest.skip("PostgreSQL runs as another user only if root starts it")
+    kill = (
+        "import sys; from pathlib import Path; from pipeline.local_stack.postgres_server import PostgresServer as S; "
+    )
+    kill += "S(Path(sys.argv[1]), sys.argv[2]).kill()"
+    arguments = [sys.executable, "-c", kill, str(own_postgres.folder), own_postgres.url]
+    subprocess.run([*drop, *arguments], cwd=ROOT, check=True, timeout=60)
+    eventually(lambda: not own_postgres.running)
+    own_postgres.start()
+    assert own_postgres.database.count() == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:secret@localhost:5432,localhost:5433/trades",
+        "postgresql://user:secret@localhost:99999/trades",
+        "postgresql://user@localhost:5432/trades",
+        "postgresql://localhost:5432/trades",
+        "postgresql:///trades",
+    ],
+)
+def test_a_url_that_does_not_say_what_it_needs_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"needs postgresql://user:password@localhost:port/database"):
+        PostgresServer(tmp_path, url)
+
+
+def test_a_folder_of_another_user_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    with pytest.raises(UserError, match="belongs to another user"), server.locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
+    kafka = KafkaServer(tmp_path, server.Address("127.0.0.1", free_port()))
+    kafka.log.write_text("line\nOutOfMemoryError: too small\n\n")
+    assert str(kafka.failure()).endswith("which ends with: OutOfMemoryError: too small")
 
 
 def test_who_works_in_a_servers_folder_but_is_no_server_lives_on(tmp_path: Path) -> None:
@@ -345,7 +392,7 @@ def test_kafkas_tools_run_on_it_by_their_names(running: Stack) -> None:
 def test_a_second_one_from_the_same_folder_is_refused(running: Stack) -> None:
     second = running.start()
     assert second.wait() == 1
-    assert "already running" in one_line(second.stderr)
+    assert f"already running from this folder (process {running.started[0].pid})" in one_line(second.stderr)
     assert running.started[0].running
     assert len(running.listens()) == 2
 
@@ -371,7 +418,7 @@ def test_a_port_that_is_taken_is_named_with_the_variable_to_change(fresh_stack: 
         ("KAFKA_BOOTSTRAP_SERVERS", "nonsense"),
         ("KAFKA_BOOTSTRAP_SERVERS", "kafka.example.com:9092"),
         ("DATABASE_URL", "postgresql://user@localhost:port/db"),
-        ("DATABASE_URL", "postgresql://user@db.example.com/db"),
+        ("DATABASE_URL", "postgresql://user:secret@db.example.com/db"),
     ],
 )
 def test_an_address_it_cannot_serve_is_refused_in_one_line(fresh_stack: Stack, variable: str, value: str) -> None:

@@ -70,6 +70,17 @@ def test_the_environment_is_set_up_once_and_again_when_a_requirement_changes(fre
     assert "Setting up" not in make(fresh, "install").stdout
     (fresh / "requirements-local.txt").write_text("# another\n")
     assert make(fresh, "install").stdout.count("Setting up") == 1
+    (fresh / ".venv" / "bin" / "python").unlink()  # as after an upgrade of the system's Python
+    assert make(fresh, "install").stdout.count("Setting up") == 2
+    assert "Setting up" not in make(fresh, "install").stdout
+
+
+def test_packages_elsewhere_are_not_taken_for_installed(fresh: Path) -> None:
+    makefile = fresh / "Makefile"
+    makefile.write_text(makefile.read_text() + "\nelsewhere:\n\t@env\n")
+    done = make(fresh, "elsewhere", PYTHONPATH="/opt/ros", PYTHONHOME="/usr")
+    assert "PATH=" in done.stdout
+    assert not re.search("^PYTHON(PATH|HOME)=", done.stdout, re.MULTILINE)
 
 
 def test_a_set_up_that_fails_says_why_and_is_done_again(fresh: Path) -> None:
@@ -92,11 +103,13 @@ def test_without_the_means_to_make_an_environment_one_line_says_what_to_install(
     programs.mkdir()
     for program in ("sh", "id", "make"):  # and no apt-get
         (programs / program).symlink_to(shutil.which(program) or "")
-    (programs / "python-without-ensurepip").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "python-without-ensurepip").write_text(
+        '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; *) echo python3.12-venv;; esac\n'
+    )
     (programs / "python-without-ensurepip").chmod(0o755)
     done = make(fresh, "test", "PYTHON=python-without-ensurepip", PATH=str(programs))
     assert done.returncode != 0
-    assert "sudo apt-get install python3-venv" in done.stdout.splitlines()[0]
+    assert "sudo apt-get install python3.12-venv" in done.stdout.splitlines()[0]
 
 
 class Run:

