@@ -34,7 +34,7 @@ cluster: export LOCAL_STACK = --cluster
 cluster: run ## the same with three brokers, a primary and a standby: kill any of them
 
 test: $(INSTALLED_DEV) ## the whole test suite
-	@exec $(VENV_PYTHON) -m pytest --numprocesses 5 --dist worksteal $(ARGS)
+	@exec $(VENV_PYTHON) -m pytest --numprocesses 5 --dist loadgroup $(ARGS)
 
 chaos: $(INSTALLED_DEV) ## a long campaign of faults, which counts lost trades
 	@exec $(VENV_PYTHON) -m tests.chaos $(ARGS)

@@ -20,6 +20,21 @@ RunScript = Callable[..., Script]
 BROKER = pytest.StashKey[Kafka]()
 
 
+# Tests that share an expensive fixture run in one worker, so that it is set up once; large groups begin first.
+GROUPS = {
+    "site": "page",
+    "prepared": "stack",
+    "running": "stack",
+    "stack": "stack",
+    "secured": "secured",
+    "own_broker": "own broker",
+}
+
+
+# One after another: those of the market share tapes that take long to make, the others start many servers each.
+ALONE = {"test_market.py", "test_benchmarks.py", "test_cluster.py", "test_make.py"}
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # so that pytest tears down every fixture, and with it every process
 
@@ -27,6 +42,18 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def pytest_configure() -> None:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Group the tests by their fixtures and files."""
+    for item in items:
+        groups = [GROUPS[name] for name in item.fixturenames if name in GROUPS]
+        if item.path.name in ALONE:
+            groups = [item.path.name]
+        if groups:
+            half = item.path.name < "test_kafka" if groups[0] == "own broker" else ""  # all would take too long
+            item.add_marker(pytest.mark.xdist_group(f"{groups[0]} {half}"))
 
 
 @pytest.hookimpl(optionalhook=True)

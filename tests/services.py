@@ -7,13 +7,14 @@ The servers are those of local_stack.py; this module adds what the tests need.
 """
 
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -38,11 +39,12 @@ Result = TypeVar("Result")
 
 def eventually(condition: Callable[[], Result], timeout: float = 30, every: float = 0.05) -> Result:
     """Wait until the condition returns something true, and return that. Times in seconds; raises `AssertionError`."""
-    deadline = time.monotonic() + timeout
+    deadline, longest = time.monotonic() + timeout, 4 * every
     while not (result := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not true within {timeout:g} s (the last result was {result!r})")
         time.sleep(every)
+        every = min(1.2 * every, longest)  # each question costs the servers something
     return result
 
 
@@ -54,7 +56,7 @@ class Temporary(Server):
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self.stop()
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def failure(self) -> UserError:
@@ -237,6 +239,8 @@ class Database:
 class Postgres(PostgresServer, Temporary):
     """A temporary PostgreSQL; `.url` is a database in it that has the table."""
 
+    _template: ClassVar[tempfile.TemporaryDirectory[str]]
+
     def __init__(self, **options: object) -> None:
         folder = Path(tempfile.mkdtemp(prefix="trades-postgres-"))
         url = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{free_port()}/kafka_db"
@@ -246,6 +250,15 @@ class Postgres(PostgresServer, Temporary):
         super().__enter__()
         create_database(self.url)
         return self
+
+    def _initialise(self, folder: Path) -> None:
+        """Copy the first one that this process made: all have the same user and database."""
+        if not hasattr(Postgres, "_template"):
+            super()._initialise(folder)
+            Postgres._template = tempfile.TemporaryDirectory(prefix="trades-postgres-")
+            subprocess.run(["cp", "-a", f"{folder}/.", Postgres._template.name], check=True)
+        else:
+            subprocess.run(["cp", "-a", f"{Postgres._template.name}/.", str(folder)], check=True)
 
     @property
     def database(self) -> Database:

@@ -49,7 +49,7 @@ BAD_MESSAGES = {
 
 
 def started(run_script: RunScript, *options: str, **variables: str) -> Script:
-    """Start a consumer, and wait until it has its partitions."""
+    """Start a consumer, and wait until it is about to join its group."""
     consumer = run_script("consumer.py", *options, **variables)
     consumer.wait_for_line(STARTED)
     return consumer
@@ -487,6 +487,7 @@ def test_a_flood_of_dead_letters_that_kafka_refuses_pauses_the_consumer(
     broker.produce(topic, [*bad, trade()])
     consumer.wait_for_line("The dead-letter topic")
     assert psutil.Process(consumer.pid).memory_info().rss < 250 << 20
+    assert database.count() == 0, "the good trade behind the flood is not read yet"
     assert consumer.stop() == 0  # within the ten seconds that Script.stop allows
     again = started(run_script)  # its start restores the topic's limit
     eventually(lambda: database.count() == 1)

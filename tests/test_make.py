@@ -101,7 +101,7 @@ def test_without_a_python_that_is_new_enough_one_line_says_so(fresh: Path) -> No
 def test_without_the_means_to_make_an_environment_one_line_says_what_to_install(fresh: Path) -> None:
     programs = fresh / "programs"
     programs.mkdir()
-    for program in ("sh", "id", "make"):  # and no apt-get
+    for program in ("sh", "id", "make", "rm"):  # and no apt-get
         (programs / program).symlink_to(shutil.which(program) or "")
     (programs / "python-without-ensurepip").write_text(
         '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; *) echo python3.12-venv;; esac\n'

@@ -389,6 +389,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["producer.py", *words])
+    monkeypatch.setattr("pipeline.command.take_signals", lambda: None)  # they are pytest's
     try:
         code: object = run(producer.options(), producer.main)
     except SystemExit as end:
