@@ -22,6 +22,7 @@ from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.command import machine, numbers, parser, run, say, show
 from pipeline.dashboard.candles import History, candles_of, read_history
 from pipeline.dashboard.feed import query, read_only_engine
 from pipeline.dashboard.queries import LATEST_TRADES
@@ -49,12 +50,8 @@ ASKED = """
         AND query NOT LIKE 'INSERT%' AND query NOT LIKE '%pg_stat_statements%'"""
 
 
-def main() -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure, and print a line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--rows", type=int, default=20_000_000, help="rows in the large table (20000000)")
-    parser.add_argument("--seconds", type=int, default=30, help="how long each number of viewers looks (30)")
-    options = parser.parse_args()
     with Postgres(shared_preload_libraries="pg_stat_statements") as postgres:
         small, large = postgres.fresh_database(), postgres.fresh_database()
         insert(small, Market().until_now(200, seconds=20))
@@ -63,7 +60,7 @@ def main() -> None:
         report_candles(large)
         postgres.drop_database(large)
         small.query("CREATE EXTENSION pg_stat_statements")
-        for viewers in (1, 10, 50):
+        for viewers in options.viewers:
             report_viewers(small, viewers, options.seconds)
 
 
@@ -72,13 +69,13 @@ def fill(database: Database, rows: int) -> None:
     started, step = time.monotonic(), 1_000_000
     for done in range(0, rows, step):
         database.query(FILL, done + 1, min(done + step, rows))
-        print(f"\rfilling: {min(done + step, rows):,} of {rows:,} rows", end="", file=sys.stderr, flush=True)
+        show(f"filling: {min(done + step, rows):,} of {rows:,} rows")
     connection = database.connect()
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute("VACUUM ANALYZE trades")
     connection.close()
-    print(f" in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    say(f"{rows:,} rows filled in {time.monotonic() - started:.0f} s; {machine()}")
 
 
 def report_queries(small: Database, large: Database, rounds: int = 300) -> None:
@@ -92,8 +89,8 @@ def report_queries(small: Database, large: Database, rounds: int = 300) -> None:
             if turn >= rounds // 10:  # the first turns fill the caches
                 taken.append(1000 * (time.perf_counter() - start))
     few, many = (statistics.median(taken) for taken in times)
-    print(f"latest 200 trades, of 200 rows:      median {few:.2f} ms")
-    print(f"latest 200 trades, of {large.count():,} rows: median {many:.2f} ms, {many / few:.2f} times as long")
+    say(f"latest 200 trades, of 200 rows:      median {few:.2f} ms")
+    say(f"latest 200 trades, of {large.count():,} rows: median {many:.2f} ms, {many / few:.2f} times as long")
     for engine in engines:
         engine.dispose()
 
@@ -111,7 +108,7 @@ def report_candles(large: Database) -> None:
         turns.append(1000 * (time.perf_counter() - start))
     step, candles = candles_of(history, "AAPL")
     shown = f"{len(candles)} candles of {step.total_seconds():.0f} s for AAPL"
-    print(f"candles: first counted in {whole:.1f} s; then {statistics.median(turns):.1f} ms an interval; {shown}")
+    say(f"candles: first counted in {whole:.1f} s; then {statistics.median(turns):.1f} ms an interval; {shown}")
     engine.dispose()
 
 
@@ -159,7 +156,7 @@ def report_viewers(database: Database, count: int, seconds: int) -> None:
     on_time = sum(tick < FADE for tick in ticks) / len(ticks)
     p99 = ticks[int(0.99 * (len(ticks) - 1))]
     intervals = seconds / INTERVAL
-    print(
+    say(
         f"{count:2} viewers: {len(ticks)} ticks, {1000 * statistics.median(ticks):.0f} ms median, {1000 * p99:.0f} ms "
         f"p99, {on_time:.1%} within {FADE} s of when they were due; {1000 * cpu / len(ticks):.1f} ms CPU a tick; "
         f"per interval {asked / intervals:.2f} queries for the latest trades and {counted / intervals:.2f} for the "
@@ -203,5 +200,14 @@ async def together(
     return await watched
 
 
+def options_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, default=20_000_000, help="rows in the large table (20000000)")
+    options.add_argument("--seconds", type=int, default=30, help="how long each number of viewers looks (30)")
+    options.add_argument("--viewers", type=numbers, default=[1, 10, 50], metavar="N,N,...", help="how many look")
+    return options
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run(options_parser(), measure))

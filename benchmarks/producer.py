@@ -10,24 +10,20 @@ Upkeep: CPU time and memory of the script's process.
 """
 
 import argparse
-import contextlib
 import io
-import os
-import platform
-import signal
 import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from statistics import median
 from uuid import uuid4
 
+import psutil
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from benchmarks.command import processor, show
+from benchmarks.command import machine, parser, run, say, say_table, show
 from pipeline.producer.pace import MAX, Trades
 from pipeline.settings import read_settings
 from producer import CHUNK, FULL_SPEED, KAFKA_DEFAULTS, TradeProducer, market_steps, open_market
@@ -35,10 +31,9 @@ from tests.script import Script, environment_of
 from tests.services import Kafka
 
 SECONDS_OF_PACE = 10
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-@contextlib.contextmanager
+@contextmanager
 def new_topic(bootstrap_servers: str) -> Iterator[str]:
     """Create a topic with one partition; delete it afterwards."""
     admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
@@ -47,7 +42,7 @@ def new_topic(bootstrap_servers: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        with contextlib.suppress(KafkaException):
+        with suppress(KafkaException):
             admin.delete_topics([name])[name].result()
 
 
@@ -61,8 +56,8 @@ def bare_loop(bootstrap_servers: str, trades: int) -> float:
         own.flush()
         produce, poll = own.produce, own.poll
         began = time.monotonic()
-        for _ in range(trades // CHUNK):
-            for _ in range(CHUNK):
+        for done in range(0, trades, CHUNK):
+            for _ in range(min(CHUNK, trades - done)):
                 while True:
                     try:
                         produce(topic, message, ticker)
@@ -74,7 +69,7 @@ def bare_loop(bootstrap_servers: str, trades: int) -> float:
         return trades / (time.monotonic() - began)
 
 
-def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], object]) -> float:
+def send(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], object]) -> float:
     """Run producer.py's loop, noting how many trades it asks for; return the time of the last acknowledgement."""
     tape = open_market(None, rate)
 
@@ -82,7 +77,7 @@ def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], 
         note(count)
         return tape(count)
 
-    with new_topic(bootstrap_servers) as topic, contextlib.redirect_stdout(io.StringIO()):
+    with new_topic(bootstrap_servers) as topic, redirect_stdout(io.StringIO()):
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "KAFKA_TOPIC": topic})
         own = TradeProducer(settings, rate)
         own.run(market_steps(noted, rate, trades))
@@ -95,7 +90,7 @@ def run(bootstrap_servers: str, rate: float, trades: int, note: Callable[[int], 
 def full_speed(bootstrap_servers: str, trades: int) -> float:
     """Return the trades/s of `--rate max`."""
     asked: list[float] = []
-    ended = run(bootstrap_servers, MAX, trades, lambda _: asked.append(time.monotonic()))
+    ended = send(bootstrap_servers, MAX, trades, lambda _: asked.append(time.monotonic()))
     return trades / (ended - asked[1])  # the second request comes once the first trade is acknowledged
 
 
@@ -103,23 +98,12 @@ def pace(bootstrap_servers: str, rate: int) -> tuple[float, float, float]:
     """Return the rate over ten seconds, and the emptiest and the fullest 100 ms, each as a share of the target."""
     moments: list[float] = []
     trades = rate * SECONDS_OF_PACE + 1
-    run(bootstrap_servers, rate, trades, lambda count: moments.extend([time.monotonic()] * count))
+    send(bootstrap_servers, rate, trades, lambda count: moments.extend([time.monotonic()] * count))
     moments = moments[1:]  # the first trade waits for its acknowledgement
     last = bisect_left(moments, moments[-1] - 0.1)
     windows = [bisect_left(moments, start + 0.1) - index for index, start in enumerate(moments[:last])]
     kept = (len(moments) - 1) / (moments[-1] - moments[0]) / rate
     return kept, min(windows) / (rate / 10), max(windows) / (rate / 10)
-
-
-def processor_time(pid: int) -> float:
-    """Return the seconds of CPU time that a process has used (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
-
-
-def resident(pid: int) -> float:
-    """Return the resident memory of a process, in MB (Linux)."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def upkeep(bootstrap_servers: str, rate: str, seconds: float) -> tuple[float, float, float]:
@@ -129,71 +113,69 @@ def upkeep(bootstrap_servers: str, rate: str, seconds: float) -> tuple[float, fl
         try:
             script.wait_for_line("📤")
             time.sleep(3)
-            before, memory, began = processor_time(script.pid), resident(script.pid), time.monotonic()
+            process = psutil.Process(script.pid)
+            process.cpu_percent()  # counts from here on
+            memory = process.memory_info().rss / 1e6
             time.sleep(seconds)
-            used = (processor_time(script.pid) - before) / (time.monotonic() - began)
-            return used, memory, resident(script.pid)
+            return process.cpu_percent() / 100, memory, process.memory_info().rss / 1e6
         finally:
             script.stop(timeout=30)
 
 
-def measure(bootstrap_servers: str, trades: int, rounds: int) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure everything, printing each table as soon as it is complete."""
+    say(f"{machine()}\n")
+    with nullcontext(options.bootstrap) if options.bootstrap else own_broker() as servers:
+        compare_speeds(servers, options.trades, options.rounds)
+        rows = []
+        for rate in (1_000, 10_000, 50_000):
+            show(f"pace: {rate:,}/s")
+            kept, least, most = pace(servers, rate)
+            rows.append([f"--rate {rate}", f"{kept:.2%}", f"{least:.0%}", f"{most:.0%}"])
+        say_table([f"pace over {SECONDS_OF_PACE} s", "kept", "emptiest 100 ms", "fullest 100 ms"], rows)
+        rows = []
+        for rate_option, seconds in (("1", 20), ("1000", 10), ("50000", 10), ("max", 10)):
+            show(f"upkeep: --rate {rate_option}")
+            used, before, after = upkeep(servers, rate_option, seconds)
+            rows.append([f"--rate {rate_option}, {seconds} s", f"{used:.1%}", f"{before:.1f} MB", f"{after:.1f} MB"])
+        say_table(["upkeep", "of one core", "memory after 3 s", "at the end"], rows)
+
+
+@contextmanager
+def own_broker() -> Iterator[str]:
+    """Run a broker; yield its address."""
+    with Kafka() as broker:
+        yield broker.bootstrap_servers
+
+
+def compare_speeds(bootstrap_servers: str, trades: int, rounds: int) -> None:
+    """Let the producer and the bare loop take turns, and print their speeds."""
     speeds: dict[str, list[float]] = {"bare loop of produce()": [], "producer.py --rate max": []}
     for number in range(rounds):
         for (title, results), work in zip(speeds.items(), (bare_loop, full_speed), strict=True):
             show(f"round {number + 1} of {rounds}: {title}")
             results.append(work(bootstrap_servers, trades))
-    show("")
     bare = median(speeds["bare loop of produce()"])
-    print(f"| {trades:,} trades, median of {rounds} | trades/s | lowest – highest | of the bare loop |")
-    print("|---|---:|---:|---:|")
-    for title, results in speeds.items():
-        spread = f"{min(results):,.0f} – {max(results):,.0f}"
-        print(f"| {title} | {median(results):,.0f} | {spread} | {median(results) / bare:.2f} |")
-
-    print(f"\n| pace over {SECONDS_OF_PACE} s | kept | emptiest 100 ms | fullest 100 ms |\n|---|---:|---:|---:|")
-    for rate in (1_000, 10_000, 50_000):
-        show(f"pace: {rate:,}/s")
-        kept, least, most = pace(bootstrap_servers, rate)
-        show("")
-        print(f"| --rate {rate} | {kept:.2%} | {least:.0%} | {most:.0%} |", flush=True)
-
-    print("\n| upkeep | of one core | memory after 3 s | at the end |\n|---|---:|---:|---:|")
-    for pace_name, seconds in (("1", 20), ("1000", 10), ("50000", 10), ("max", 10)):
-        show(f"upkeep: --rate {pace_name}")
-        used, before, after = upkeep(bootstrap_servers, pace_name, seconds)
-        show("")
-        print(f"| --rate {pace_name}, {seconds} s | {used:.1%} | {before:.1f} MB | {after:.1f} MB |", flush=True)
+    rows = [
+        [
+            title,
+            f"{median(results):,.0f}",
+            f"{min(results):,.0f} – {max(results):,.0f}",
+            f"{median(results) / bare:.2f}",
+        ]
+        for title, results in speeds.items()
+    ]
+    say_table([f"{trades:,} trades, median of {rounds}", "trades/s", "lowest – highest", "of the bare loop"], rows)
 
 
-def main() -> int:
-    """Read the command line, measure, print."""
-    summary, _, text = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trades", type=int, default=1_000_000, help="in each round of full speed")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bootstrap", metavar="HOST:PORT", help="use this broker instead")
-    options = parser.parse_args()
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)  # so that SIGTERM stops the servers, too
-    title = options.bootstrap or Kafka.title
-    print(
-        f"{title}, Python {platform.python_version()}, {os.cpu_count()} × {processor()}, {datetime.now(UTC):%Y-%m-%d}\n"
-    )
-    try:
-        if options.bootstrap:
-            measure(options.bootstrap, options.trades, options.rounds)
-        else:
-            with Kafka() as broker:
-                measure(broker.bootstrap_servers, options.trades, options.rounds)
-    except KeyboardInterrupt:
-        print("Interrupted.")
-        return 130
-    return 0
+def options_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    options = parser(__doc__)
+    options.add_argument("--trades", type=int, default=1_000_000, help="in each round of full speed")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--bootstrap", metavar="HOST:PORT", help="use this broker instead")
+    return options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(options_parser(), measure))

@@ -1,12 +1,15 @@
 """The benchmarks run: small, to check their output, not their figures."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks import dashboard, producer
 from tests.live_page import CHROMIUM, NO_CHROMIUM
 from tests.script import Script
+from tests.services import Kafka
 
 
 def run(*words: str, timeout: float = 100) -> str:
@@ -64,6 +67,29 @@ def test_memory_reads_every_process_and_draws_the_curve(tmp_path: Path) -> None:
     assert first_column(output) == processes
     assert readings.read_text().splitlines()[0].split(",") == ["minutes", *processes]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_producer_compares_itself_with_a_bare_loop(own_broker: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer, "SECONDS_OF_PACE", 0.2)
+    speed = producer.full_speed(own_broker.bootstrap_servers, 2000)
+    assert speed > 0
+    assert producer.bare_loop(own_broker.bootstrap_servers, 2000) > 0
+    kept, least, most = producer.pace(own_broker.bootstrap_servers, 1000)
+    assert least <= 1 <= most
+    assert kept > 0
+    used, before, after = producer.upkeep(own_broker.bootstrap_servers, "1000", 0.2)
+    assert used >= 0
+    assert 10 < before <= after + 10
+
+
+def test_dashboard_counts_queries_and_times_ticks(capsys: pytest.CaptureFixture[str]) -> None:
+    dashboard.measure(dashboard.options_parser().parse_args(["--rows", "1000", "--seconds", "2", "--viewers", "2"]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("latest 200 trades, of 200 rows: ")
+    assert lines[2].startswith("latest 200 trades, of 1,000 rows: ")
+    assert lines[3].startswith("candles: ")
+    [asked] = re.findall(r" 2 viewers: .* per interval ([\d.]+) queries for the latest trades", lines[4])
+    assert 0 < float(asked) <= 2, "two viewers share the queries"
 
 
 def test_retention_prints_what_pruning_costs_others() -> None:
