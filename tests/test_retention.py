@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from threading import Event
 
 import pytest
 from psycopg2.extensions import connection as Connection
 
 from pipeline.consumer.table import TradesTable
+from pipeline.maintenance import retention
 from pipeline.maintenance.retention import BATCH_SIZE, DELETE_OLDEST, prune
+from pipeline.settings import read_settings
 from pipeline.trade import copy_rows
 from tests.conftest import RunScript
 from tests.messages import trade
@@ -39,9 +43,9 @@ def fill(database: Database, count: int, age: timedelta, prefix: str = "") -> No
     )
 
 
-def deleted(database: Database, retention: timedelta) -> list[int]:
+def deleted(database: Database, age: timedelta) -> list[int]:
     with closing(database.connect()) as connection:
-        return list(prune(connection, retention))
+        return list(prune(connection, age))
 
 
 def test_what_is_older_goes_in_small_transactions_and_the_rest_stays(database: Database) -> None:
@@ -139,6 +143,23 @@ def test_it_goes_on_until_it_is_stopped(database: Database, run_script: RunScrip
     assert not script.stderr
 
 
+def test_one_pass_follows_another(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Event()
+    monkeypatch.setattr(retention, "SECONDS_BETWEEN_PASSES", 0.05)
+    monkeypatch.setattr(retention, "stop_requested", stopped.is_set)
+    settings = read_settings({"DATABASE_URL": database.url, "TRADES_RETENTION": "2h"})
+    with ThreadPoolExecutor() as thread:
+        running = thread.submit(retention.main, retention.options().parse_args([]), settings)
+        try:
+            for _ in range(2):
+                fill(database, 3, age=3 * HOUR)
+                eventually(lambda: database.count() == 0 or running.done())
+                assert not running.done()
+        finally:
+            stopped.set()
+    assert running.result() is None
+
+
 def test_an_outage_is_waited_for(own_postgres: Postgres, run_script: RunScript) -> None:
     database = own_postgres.database
     fill(database, 1200, age=3 * HOUR)
@@ -157,14 +178,12 @@ def test_an_outage_is_waited_for(own_postgres: Postgres, run_script: RunScript) 
 
 
 @pytest.mark.parametrize(
-    ("retention", "said"),
+    ("value", "said"),
     [("", "TRADES_RETENTION is not set"), ("0d", "TRADES_RETENTION=0d"), ("30 days", "TRADES_RETENTION=30 days")],
 )
-def test_what_the_user_got_wrong_is_one_line(
-    database: Database, run_script: RunScript, retention: str, said: str
-) -> None:
+def test_what_the_user_got_wrong_is_one_line(database: Database, run_script: RunScript, value: str, said: str) -> None:
     fill(database, 1, age=3 * HOUR)
-    script = run_script("-m", "pipeline.maintenance.retention", TRADES_RETENTION=retention)
+    script = run_script("-m", "pipeline.maintenance.retention", TRADES_RETENTION=value)
     assert script.wait() == 2
     assert said in script.stderr
     assert len(script.stderr_lines) == 1
