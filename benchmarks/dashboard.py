@@ -44,7 +44,7 @@ FILL = """
     FROM generate_series(%s::bigint, %s::bigint) AS i"""
 
 ASKED = """
-    SELECT (sum(calls) FILTER (WHERE query LIKE '%AS always%'))::float8, sum(calls)::float8
+    SELECT coalesce(sum(calls) FILTER (WHERE query LIKE '%AS always%'), 0)::float8, coalesce(sum(calls), 0)::float8
     FROM pg_stat_statements
     WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query LIKE '%trades%'
         AND query NOT LIKE 'INSERT%' AND query NOT LIKE '%pg_stat_statements%'"""

@@ -83,7 +83,7 @@ def test_producer_compares_itself_with_a_bare_loop(own_broker: Kafka, monkeypatc
 
 
 def test_dashboard_counts_queries_and_times_ticks(capsys: pytest.CaptureFixture[str]) -> None:
-    dashboard.measure(dashboard.options_parser().parse_args(["--rows", "1000", "--seconds", "2", "--viewers", "2"]))
+    dashboard.measure(dashboard.options_parser().parse_args(["--rows", "1000", "--seconds", "6", "--viewers", "2"]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("latest 200 trades, of 200 rows: ")
     assert lines[2].startswith("latest 200 trades, of 1,000 rows: ")
