@@ -18,11 +18,13 @@ BEGINNING = "timestamp '0001-01-01'"
 # others write to may hold some. PostgreSQL takes NaN for greater than every number.
 VALID = f"(trade.ticker, trade.side) IS NOT NULL AND trade.volume > 0 AND trade.price BETWEEN 0.01 AND {MAX_PRICE}"
 
-# One row per trade, newest first; a single row without a trade when there is none. VALID comes after the limit: before
-# it, while the table has no statistics, PostgreSQL would expect few valid rows, and read the whole table.
+# One row per trade, newest first; a single row without a trade when there is none. While the table has no statistics,
+# PostgreSQL would read all of it if VALID came before the limit, or if the trades ahead were counted in no order.
 LATEST_TRADES = text(
     f"""SELECT {", ".join(COLUMNS)}, pg_is_in_recovery() AS standby,
-        (SELECT count(*) FROM (SELECT FROM trades WHERE timestamp > {HORIZON} LIMIT {WINDOW}) AS ahead) AS ahead
+        (SELECT count(*) FROM (
+            SELECT FROM trades WHERE timestamp > {HORIZON} ORDER BY timestamp DESC LIMIT {WINDOW}
+        ) AS ahead) AS ahead
     FROM (VALUES (1)) AS always LEFT JOIN (
         SELECT {", ".join(COLUMNS)} FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}
         ORDER BY timestamp DESC, trade_id DESC LIMIT {WINDOW}
