@@ -160,7 +160,8 @@ class TradeConsumer:
         self.broker_trouble = ""  # why a broker was last unreachable
         self.times_down = 0  # how often all of them were down since Kafka last answered
         self.progress = Progress(self.metrics)
-        self.join(from_beginning)
+        self.join()
+        self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
 
     def run(self) -> None:
         """Consume until the user asks to stop."""
@@ -314,7 +315,7 @@ class TradeConsumer:
 
     # -- the group: partitions come and go
 
-    def join(self, from_beginning: bool, new_group: bool = True) -> None:
+    def join(self) -> None:
         """Join the group with a new client."""
         self.consumer = client(
             Consumer,
@@ -323,25 +324,25 @@ class TradeConsumer:
             | {"group.id": self.settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
             | {"stats_cb": self.metrics.on_statistics, "logger": librdkafka_log},
         )
-        self.starting_offsets = StartingOffsets(self.consumer, self.settings, from_beginning, new_group)
         self.committing = False
+        self.lost = False  # whether the group has expelled us, or must have by now
         self.joining_since = time.monotonic()
         self.consumer.subscribe(
             [self.settings.topic],
             on_assign=self.on_assign,
             on_revoke=lambda consumer, _: self.give_back(consumer, SECONDS_TO_HAND_OVER),
-            on_lost=lambda consumer, _: self.give_back(consumer, 0),  # the partitions already belong to others
+            on_lost=self.on_lost,
         )
 
-    def leave(self) -> None:
-        """Leave the group, waiting for at most SECONDS_TO_STOP.
+    def leave(self, seconds: float = SECONDS_TO_STOP) -> None:
+        """Leave the group, waiting for at most `seconds`.
 
         While the brokers are down, librdkafka's close() can wait for them forever. If it is not done in time, we go
         without it, and the group notices when the session times out.
         """
         leaving = threading.Thread(target=self.consumer.close, daemon=True)
         leaving.start()
-        leaving.join(SECONDS_TO_STOP)
+        leaving.join(seconds)
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Remember the partitions; reading starts once their starting offsets are known, which may take retries."""
@@ -357,17 +358,30 @@ class TradeConsumer:
             self.settle(seconds)
             self.joining_since = time.monotonic()
 
+    def on_lost(self, consumer: Consumer, _: list[TopicPartition]) -> None:
+        """Drop all work, because the partitions already belong to others; `start_reading` joins again."""
+        if consumer is self.consumer:
+            self.abandon()
+            self.lost = True
+
     def start_reading(self) -> None:
         """Read new partitions from where the group left off; commit a new group's starting offsets first [2]."""
         if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
             self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
-        if not self.committing:
+        if not self.committing and self.joining_since is None:
             self.committing = self.starting_offsets.keep_trace()
         if self.starting_offsets.made_again():
             log.warning("⚠️  The topic %s was recreated: reading it from its oldest message.", self.settings.topic)
             self.abandon()
             self.leave()  # librdkafka would keep the old topic's leader epochs, and never fetch again (its issue 4898)
-            self.join(from_beginning=False, new_group=False)
+            self.join()
+            self.starting_offsets = StartingOffsets(self.consumer, self.settings, False, new_group=False)
+        elif self.lost:
+            # With a new client: in the old one, a commit that still waits for the broker would fail once it is back and
+            # end the new membership, too; its remains would hold up the group until another session has timed out.
+            self.leave(0)
+            self.join()
+            self.starting_offsets.consumer = self.consumer
         if not self.assigned or time.monotonic() < self.next_attempt:
             return
         starts = None

@@ -72,6 +72,18 @@ def test_a_topic_that_cannot_be_read_is_not_said_to_work(caplog: pytest.LogCaptu
     assert "✅ The topic orders works again" in caplog.messages[1]
 
 
+def test_a_lost_membership_leaves_no_commit_behind_that_would_end_the_next_one() -> None:
+    own = TradeConsumer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), from_beginning=False)
+    first = own.consumer
+    own.consumer.commit(offsets=[TopicPartition("orders", 0, 1)], asynchronous=True)
+    own.committing = True
+    own.on_lost(first, [])
+    own.start_reading()
+    assert own.consumer is not first
+    assert not own.committing
+    assert not own.lost
+
+
 def test_every_value_arrives_as_it_was_sent(
     broker: KafkaClient, database: Database, topic: str, run_script: RunScript
 ) -> None:

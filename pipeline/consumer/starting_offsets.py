@@ -32,7 +32,7 @@ class StartingOffsets:
 
     def __init__(self, consumer: Consumer, settings: Settings, from_beginning: bool, new_group: bool = True) -> None:
         """`new_group` is False if the caller knows that the group exists already."""
-        self._consumer = consumer
+        self.consumer = consumer
         self._admin = client(AdminClient, settings.kafka)
         self._topic = settings.topic
         self._watch = TopicWatch(self._admin, settings.topic)
@@ -75,7 +75,7 @@ class StartingOffsets:
         """Commit the trace again if it is due; return whether it was. Returns at once."""
         if due := self._started and time.monotonic() >= self._next_trace:
             self._next_trace = time.monotonic() + SECONDS_BETWEEN_TRACES
-            self._consumer.commit(offsets=[self._trace], asynchronous=True)
+            self.consumer.commit(offsets=[self._trace], asynchronous=True)
         return due
 
     def made_again(self) -> bool:
@@ -90,7 +90,7 @@ class StartingOffsets:
     def _committed(self, numbers: set[int]) -> dict[int, int] | None:
         """Return the group's committed offsets by partition, or None if the group has never started."""
         asked = [*(TopicPartition(self._topic, number) for number in numbers), self._trace]
-        *offsets, trace = self._consumer.committed(asked, timeout=SECONDS_TO_ANSWER)
+        *offsets, trace = self.consumer.committed(asked, timeout=SECONDS_TO_ANSWER)
         for offset in offsets:
             if offset.error:
                 raise KafkaException(offset.error)
@@ -111,7 +111,7 @@ class StartingOffsets:
 
     def _commit(self, offsets: dict[int, int], *more: TopicPartition) -> None:
         positions = [TopicPartition(self._topic, number, offset) for number, offset in offsets.items()]
-        self._consumer.commit(offsets=[*self.labelled(positions), *more], asynchronous=True)
+        self.consumer.commit(offsets=[*self.labelled(positions), *more], asynchronous=True)
 
     def _list_offsets(self, numbers: set[int], which: OffsetSpec) -> dict[int, int]:
         asked = {TopicPartition(self._topic, number): which for number in numbers}
