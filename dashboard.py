@@ -22,6 +22,7 @@ from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
 from pipeline.dashboard.snapshot import (
     DOWN,
     EMPTY,
+    LIVE,
     PAUSED,
     SILENT_AFTER,
     STALE_AFTER,
@@ -165,8 +166,9 @@ def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
     answered = None if query_age is None else now - timedelta(seconds=query_age)
     silent_after = SILENT_AFTER * interval
     word = PAUSED if paused else state(answer, trade_age, query_age, silent_after)
+    old_after = STALE_AFTER + (silent_after if word == LIVE else 0)  # while LIVE, only the next answer can tell
     ages = [
-        {"name": "newest trade", "age": trade_age, "time": clock(newest), "old_after": STALE_AFTER},
+        {"name": "newest trade", "age": trade_age, "time": clock(newest), "old_after": old_after},
         {"name": "last good query", "age": query_age, "time": clock(answered), "old_after": silent_after},
     ]
     facts = (

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pipeline.dashboard.feed import Feed
+from pipeline.dashboard.feed import Answer, Feed
 from tests.live_page import ROOT, Market, insert, utc_now
 from tests.services import Database, eventually, free_port
 
@@ -246,6 +247,25 @@ def test_a_missing_table_says_what_to_do(open_page: OpenPage, database: Database
 def test_old_trades_are_stale(open_page: OpenPage, database: Database) -> None:
     insert(database, [("1", "AAPL", 1.0, 1, "buy", utc_now().replace(year=2020))])
     assert status(open_page())["word"] == "STALE"
+
+
+def test_a_shared_answer_is_no_reason_for_an_alarm(
+    open_page: OpenPage, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 30 s, a viewer may get an answer that is almost that old, and keeps it for as long again."""
+    insert(database, [("1", "AAPL", 1.0, 1, "buy", utc_now() - timedelta(seconds=25))])
+    latest = Feed.latest
+
+    def earlier(feed: Feed[Any], max_age: float, patience: float) -> Answer[Any]:
+        answer = latest(feed, max_age, patience)
+        return replace(answer, read_at=(answer.read_at or 0) - 24)
+
+    monkeypatch.setattr(Feed, "latest", earlier)
+    line = status(open_page(every="30 s"))
+    trade, query = line["ages"]
+    assert line["word"] == "LIVE"
+    assert trade["old_after"] > trade["age"] + 30
+    assert query["old_after"] > query["age"] + 30
 
 
 def test_a_dead_database_says_so_without_its_secrets(open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,8 @@ NOTHING = Answer(Snapshot())
         (GOOD, 1.0, 0.5, LIVE),
         (GOOD, -60.0, 0.5, LIVE),
         (GOOD, 11.0, 0.5, STALE),
+        (GOOD, 14.0, 5.0, LIVE),  # an answer shared with other viewers: at its time, the trade was nine seconds old
+        (GOOD, 16.0, 5.0, STALE),
         (GOOD, 1.0, 6.5, DOWN),  # the query hangs
         (replace(GOOD, problem="gone"), 1.0, 0.5, DOWN),
         (replace(NOTHING, read_at=0.0), None, 0.5, EMPTY),

@@ -139,7 +139,7 @@ def state(answer: Answer[Snapshot], trade_age: float | None, query_age: float | 
         return DOWN
     if trade_age is None:
         return EMPTY
-    return STALE if trade_age > STALE_AFTER else LIVE
+    return STALE if trade_age - query_age > STALE_AFTER else LIVE  # as of the answer: a trade may have come since
 
 
 def as_csv(trades: pd.DataFrame) -> str:
