@@ -92,7 +92,7 @@ function labelEnds(layout, lines, { clientWidth: width, clientHeight: height }) 
     .sort((one, other) => one.y - other.y);
   labels.forEach((label, index) => { if (index) label.y = Math.max(label.y, labels[index - 1].y + line); });
   labels.reverse().forEach((label, index) => { label.y = Math.min(label.y, index ? labels[index - 1].y - line : high); });
-  layout.yaxis.range = [low, high];
+  layout.yaxis.autorangeoptions = { minallowed: low, maxallowed: high }; // a `range` would undo the viewer's zoom
   layout.showlegend = false;
   pen.font = `bold 12px ${FONT.family}`;
   const widths = labels.map(({ text }) => pen.measureText(text.slice(3).replace("</b>", "")).width);
