@@ -36,7 +36,7 @@ from pipeline.dashboard.snapshot import (
     trades_per_second,
 )
 from pipeline.dashboard.web import WEB, chart, status_line, table
-from pipeline.dashboard.wording import amount, clock, duration, encoded, for_streamlit
+from pipeline.dashboard.wording import amount, clock, duration, encoded, for_streamlit, frequency
 from pipeline.settings import read_settings
 from pipeline.user_error import UsageError
 
@@ -180,8 +180,7 @@ def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
 
 def facts_about(snapshot: Snapshot, now: datetime, paused: bool) -> str:
     """Return the facts about the window, in one line."""
-    rate, trades = trades_per_second(snapshot.trades), snapshot.trades
-    facts = [f"{rate:,.1f} trades/s" if rate else "– trades/s"]
+    facts, trades = [frequency(trades_per_second(snapshot))], snapshot.trades
     if not trades.empty:
         facts.append(f"window {duration(span_seconds(trades))} to {clock(trades['timestamp'].iloc[0])}")
     if delay := seconds_to_screen(snapshot, now, paused):

@@ -153,11 +153,13 @@ def test_a_night_without_trades_is_cut_out_of_the_charts(open_page: OpenPage, da
     market, now = Market(), utc_now()
     yesterday = [market.trade(now - timedelta(hours=9, seconds=n)) for n in range(60, 0, -1)]
     insert(database, [*yesterday, *market.until_now(60, seconds=60)])
-    layout = chart(open_page(), "Price trend")["layout"]
+    page = open_page()
+    layout = chart(page, "Price trend")["layout"]
     (cut,) = layout["xaxis"]["rangebreaks"]
     start, end = map(datetime.fromisoformat, cut["bounds"])
     assert timedelta(hours=8, minutes=58) < end - start < timedelta(hours=9)
     assert layout["annotations"][0]["text"] == "no trades for 9 h"
+    assert status(page)["facts"].startswith("1.0 trades/s")
 
 
 def test_the_window_is_told_as_people_tell_time(open_page: OpenPage, database: Database) -> None:

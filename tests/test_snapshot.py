@@ -103,21 +103,21 @@ def test_no_trades_give_no_averages() -> None:
     assert (len(shown.trades), shown.lines, shown.total_volume) == (0, [], 0)
     assert (shown.average_price, shown.vwap, shown.buy_share, shown.most_active) == (None, None, None, None)
     assert span_seconds(shown.trades) == 0
-    assert trades_per_second(shown.trades) is None
+    assert trades_per_second(Snapshot(shown.trades)) is None
 
 
 def test_one_trade_is_a_window_without_a_rate() -> None:
     shown = seen(rows=ROWS[:1])
     assert (len(shown.trades), shown.average_price, shown.vwap, shown.buy_share) == (1, 110, 110, 1)
     assert shown.lines[0].change == 0
-    assert trades_per_second(shown.trades) is None
+    assert trades_per_second(Snapshot(shown.trades)) is None
 
 
 def test_two_trades_in_the_same_microsecond_keep_the_order_they_come_in() -> None:
     first, second = row(0, "AAPL", "100.00", 1, "buy"), row(0, "AAPL", "101.00", 1, "sell")
     shown = seen(rows=[second, first])
     assert shown.lines[0].last == 101
-    assert trades_per_second(shown.trades) is None
+    assert trades_per_second(Snapshot(shown.trades)) is None
 
 
 def test_the_largest_price_and_volume_are_exact() -> None:
@@ -130,7 +130,12 @@ def test_the_largest_price_and_volume_are_exact() -> None:
 def test_rate_and_span() -> None:
     trades = as_trades(ROWS)
     assert span_seconds(trades) == 4
-    assert trades_per_second(trades) == 1
+    assert trades_per_second(Snapshot(trades)) == 1
+
+
+def test_a_night_without_trades_does_not_count_in_the_rate() -> None:
+    evening = [row(n - 40_000, "AAPL", "1.00", 1, "buy") for n in range(4, -1, -1)]
+    assert trades_per_second(Snapshot(as_trades(ROWS + evening))) == 1
 
 
 def test_types_do_not_depend_on_what_the_database_held() -> None:

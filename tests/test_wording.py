@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.dashboard.wording import amount, duration, signed
+from pipeline.dashboard.wording import amount, duration, frequency, signed
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,15 @@ def test_a_stretch_of_time(seconds: float, text: str) -> None:
 def test_a_change_has_a_sign_unless_it_is_none(value: float, text: str) -> None:
     assert signed(value) == text
     assert signed(value, "%") == f"{text}%"
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(None, "– trades/s"), (12_345, "12,345.0 trades/s"), (0.1, "0.1 trades/s"), (0.05, "a trade every 20 s"),
+     (1e-5, "a trade every 28 h")],
+)  # fmt: skip
+def test_a_rate(rate: float | None, text: str) -> None:
+    assert frequency(rate) == text
 
 
 def test_money() -> None:

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
-from itertools import accumulate, pairwise
-from statistics import median_high
+from itertools import accumulate
 from typing import Any
 from zlib import crc32
 
 from pipeline.dashboard.candles import Candle
 from pipeline.dashboard.feed import shared
-from pipeline.dashboard.snapshot import Figures, Line
+from pipeline.dashboard.snapshot import Figures, Line, long_pauses
 from pipeline.dashboard.wording import amount, duration, encoded, for_plotly, signed
 
 Figure = dict[str, Any]  # what Plotly.js takes: {"data": [...], "layout": {...}}
@@ -22,7 +21,7 @@ COLOURS = {
 }  # fmt: skip
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 MOST_LINES, MOST_BARS = 7, 30  # as many as one chart shows legibly; the viewer may choose more lines
-SHORTEST_WINDOW, SHORTEST_PAUSE = timedelta(seconds=30), timedelta(minutes=1)
+SHORTEST_WINDOW = timedelta(seconds=30)
 
 
 def figure(data: list[Figure], layout: Figure, summary: str) -> bytes:
@@ -96,20 +95,6 @@ def time_axis(times: Sequence[datetime], filling: bool) -> Figure:
             {"text": text, "x": cut, "yref": "paper", "y": 0} for text, (cut, _) in zip(said, cuts, strict=True)
         ],
     }
-
-
-def long_pauses(times: Sequence[datetime]) -> tuple[list[tuple[datetime, datetime]], timedelta]:
-    """Return the pauses so long that the trades would hardly show, and how much time remains without them."""
-    gaps = sorted(pairwise(times), key=lambda gap: gap[0] - gap[1])  # longest first
-    usual = median_high([after - before for before, after in gaps] or [timedelta(0)])
-    found, active = [], times[-1] - times[0]
-    for before, after in gaps:
-        rest = active - (after - before)
-        if after - before < max(SHORTEST_PAUSE, 10 * usual, rest / 3):
-            break
-        found.append((before, after))
-        active = rest
-    return found, active
 
 
 @shared

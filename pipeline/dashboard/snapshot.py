@@ -5,6 +5,9 @@ A `Snapshot` is what the database returned; `Figures` are what one viewer chose 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+from statistics import median_high
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -15,6 +18,7 @@ from pipeline.trade import COLUMNS
 
 STALE_AFTER = 10.0  # seconds without a new trade
 SILENT_AFTER = 3  # refresh intervals without an answer from the database
+SHORTEST_PAUSE = timedelta(minutes=1)
 
 FORMULA = r"^('*[=+\-@\t\r])"
 
@@ -125,10 +129,29 @@ def span_seconds(trades: pd.DataFrame) -> float:
     return float((trades["timestamp"].iloc[0] - trades["timestamp"].iloc[-1]).total_seconds())
 
 
-def trades_per_second(trades: pd.DataFrame) -> float | None:
-    """Return the mean rate over the window, or None if its time span is zero."""
-    span = span_seconds(trades)
-    return (len(trades) - 1) / span if span > 0 else None
+def long_pauses(times: Sequence[datetime]) -> tuple[list[tuple[datetime, datetime]], timedelta]:
+    """Return the pauses so long that a chart would hardly show the trades, and how much time remains without them.
+
+    `times` are oldest first.
+    """
+    gaps = sorted(pairwise(times), key=lambda gap: gap[0] - gap[1])  # longest first
+    usual = median_high([after - before for before, after in gaps] or [timedelta(0)])
+    found, active = [], times[-1] - times[0]
+    for before, after in gaps:
+        rest = active - (after - before)
+        if after - before < max(SHORTEST_PAUSE, 10 * usual, rest / 3):
+            break
+        found.append((before, after))
+        active = rest
+    return found, active
+
+
+@shared
+def trades_per_second(snapshot: Snapshot) -> float | None:
+    """Return the mean rate over the window without its long pauses, or None if that is no time at all."""
+    times = snapshot.trades["timestamp"].tolist()[::-1]
+    pauses, active = long_pauses(times) if times else ([], timedelta(0))
+    return (len(times) - 1 - len(pauses)) / active.total_seconds() if active else None
 
 
 def state(answer: Answer[Snapshot], trade_age: float | None, query_age: float | None, silent_after: float) -> str:

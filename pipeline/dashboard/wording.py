@@ -27,6 +27,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / size:.0f} {unit}"
 
 
+def frequency(rate: float | None) -> str:
+    """Return a rate per second; if that is less than 0.1, how far trades are apart."""
+    if rate is None:
+        return "– trades/s"
+    return f"{rate:,.1f} trades/s" if rate >= 0.1 else f"a trade every {duration(1 / rate)}"
+
+
 def clock(moment: datetime | None) -> str:
     """Return the time of day, or "never" for None."""
     return "never" if moment is None else f"{moment:%H:%M:%S} UTC"
