@@ -238,10 +238,10 @@ def watchlist(shown: Figures) -> bytes:
 @shared
 def tape(shown: Figures) -> bytes:
     """Return the trades, newest first."""
-    several_days = span_seconds(shown.trades) > 86_400
-    written = "%Y-%m-%d %H:%M:%S.%f" if several_days else "%H:%M:%S.%f"
-    times = shown.trades["timestamp"].dt.strftime(written).str[:-3]
-    rows = shown.trades.assign(timestamp=times)[["timestamp", "ticker", "side", "price", "volume", "trade_id"]]
+    times = shown.trades["timestamp"].dt
+    several_days = times.date.nunique() > 1  # the browser sorts what is written
+    written = times.strftime("%Y-%m-%d %H:%M:%S.%f" if several_days else "%H:%M:%S.%f").str[:-3]
+    rows = shown.trades.assign(timestamp=written)[["timestamp", "ticker", "side", "price", "volume", "trade_id"]]
     return encoded({"table": "tape", "rows": rows.to_numpy().tolist()})
 
 

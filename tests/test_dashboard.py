@@ -91,6 +91,14 @@ def test_the_tape_has_all_six_columns_newest_first(open_page: OpenPage, database
     assert table(open_page(), "tape") == newest
 
 
+def test_the_tape_shows_dates_if_they_differ_so_that_it_sorts_by_time(open_page: OpenPage, database: Database) -> None:
+    midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
+    insert(database, [(str(n), "AAPL", 1.0, 1, "buy", midnight - timedelta(seconds=n)) for n in range(3)])
+    times = [row[0] for row in table(open_page(), "tape")]
+    assert times == sorted(times, reverse=True)
+    assert times[0] == f"{midnight}.000"
+
+
 def test_charts_show_the_same_trades_as_the_table(open_page: OpenPage, database: Database) -> None:
     rows = Market().until_now(200, seconds=20)
     insert(database, rows)
