@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
+from weakref import ref
 
 import pytest
 from sqlalchemy import Engine, text
@@ -103,6 +104,19 @@ def test_new_trades_are_added_turn_by_turn(engine: Engine, database: Database) -
         history = read_history(engine, history)
         assert count_of(history) == done + 75
     assert shown(history, "NVDA") == expected(rows, "NVDA")
+
+
+def test_a_refresh_copies_only_what_is_new_and_leaves_nothing_behind(engine: Engine, database: Database) -> None:
+    rows = trades(600, 0.5)
+    insert(database, [("once", "QUIET", 10.0, 1, "buy", NOON), *rows[:-20]])
+    history = whole(engine)
+    assert candles_of(history, "QUIET") is candles_of(history, "QUIET")  # made once for all viewers
+    insert(database, rows[-20:])
+    again = read_history(engine, history)
+    assert again.settled["QUIET"] is history.settled["QUIET"]
+    last = ref(history)
+    del history
+    assert last() is None
 
 
 def test_a_trade_may_arrive_some_seconds_late(engine: Engine, database: Database) -> None:

@@ -6,6 +6,7 @@ arrives later than that is in the table, but not in a candle.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine
 
-from pipeline.dashboard.feed import query, shared
+from pipeline.dashboard.feed import query
 from pipeline.dashboard.queries import CANDLES, CHUNK, NEWEST, STRETCH
 
 PAUSE = timedelta(hours=1)  # as in STRETCH
@@ -46,7 +47,8 @@ class Candle(NamedTuple):
         return Candle(self.start, self.open, high, low, later.close, volume, notional, self.trades + later.trades)
 
 
-Candles = dict[tuple[str, datetime], Candle]  # by ticker and start, the oldest first
+Counted = Iterable[tuple[str, Candle]]  # with their tickers, each ticker's oldest first
+Candles = dict[str, dict[datetime, Candle]]  # by ticker and start, the oldest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +59,20 @@ class History:
     live: Candles = field(default_factory=dict)
     start: datetime = NEVER
     edge: datetime = NEVER
+    newest: datetime | None = None  # start of the newest candle
     complete: bool = False  # `start` is where trading began
     counted_at: float = float("-inf")  # seconds, monotonic clock
+    drawn: dict[str, tuple[timedelta, list[Candle]]] = field(default_factory=dict, init=False)  # for the next viewers
+
+    @property
+    def step(self) -> timedelta:
+        """The step of the settled candles, which cannot be split, even for a new ticker."""
+        return step_for(self.edge - self.start)
 
     @cached_property
     def tickers(self) -> list[str]:
         """Every ticker that traded, in alphabetical order."""
-        return sorted({ticker for ticker, _ in self.settled | self.live})
+        return sorted(self.settled.keys() | self.live.keys())
 
 
 def read_history(engine: Engine, last: History) -> History:
@@ -80,19 +89,24 @@ def read_on(engine: Engine, last: History) -> History:
         ((newest,),) = query(engine, NEWEST)
         edge = floor(newest, STEPS[0]) if newest else NEVER
         last = History(start=edge, edge=edge)
-    live = count(engine, last.edge, NEVER, STEPS[0])
-    newest = max((start for _, start in live), default=None)
-    before = max((start for _, start in last.live), default=None)
-    if before and (not newest or newest - before > PAUSE):
+    counted = count(engine, last.edge, NEVER, STEPS[0])
+    newest = counted[-1][1].start if counted else None
+    if last.newest and (not newest or newest - last.newest > PAUSE):
         return read_on(engine, History())
     if not newest:
         return History()
-    few = sum(candle.trades for candle in live.values()) <= CHUNK
+    few = sum(candle.trades for _, candle in counted) <= CHUNK
     edge = max(last.edge, newest - LATE if few else newest)
-    early = {key: candle for key, candle in live.items() if candle.start < edge}
-    late = {key: candle for key, candle in live.items() if candle.start >= edge}
-    settled = join(last.settled, early, step_for(edge - last.start))
-    return replace(last, settled=settled, live=late, edge=edge, counted_at=time.monotonic())
+    step = step_for(edge - last.start)
+    settled = last.settled if step == last.step else join({}, each(last.settled), step)
+    return replace(
+        last,
+        settled=join(settled, [one for one in counted if one[1].start < edge], step),
+        live=join({}, [one for one in counted if one[1].start >= edge], STEPS[0]),
+        edge=edge,
+        newest=newest,
+        counted_at=time.monotonic(),
+    )
 
 
 def read_back(engine: Engine, history: History) -> History:
@@ -100,39 +114,48 @@ def read_back(engine: Engine, history: History) -> History:
     ((oldest, after_pause, trades),) = query(engine, STRETCH, {"end": history.start})
     start = after_pause or oldest or history.start
     step = step_for(history.edge - start)
-    settled = join(count(engine, start, history.start, step), history.settled, step)
+    older = join({}, count(engine, start, history.start, step), step)
+    settled = join(older, each(history.settled), step)
     return replace(history, settled=settled, start=start, complete=after_pause is not None or trades < CHUNK)
 
 
-def count(engine: Engine, start: datetime, end: datetime, step: timedelta) -> Candles:
-    """Count the trades from `start` up to, but not including, `end`."""
+def count(engine: Engine, start: datetime, end: datetime, step: timedelta) -> list[tuple[str, Candle]]:
+    """Count the trades from `start` up to, but not including, `end`; the oldest candle comes first."""
     rows = query(engine, CANDLES, {"start": start, "end": end, "step": step})
-    return {
-        (ticker, moment): Candle._make([moment, *map(float, prices), int(volume), float(notional), trades])
+    return [
+        (ticker, Candle._make([moment, *map(float, prices), int(volume), float(notional), trades]))
         for ticker, moment, *prices, volume, notional, trades in rows
-    }
+    ]
 
 
-def join(older: Candles, newer: Candles, step: timedelta) -> Candles:
-    """Return both, merged into candles of the given step."""
-    coarse: Candles = {}
-    for candles in (older, newer):
-        for (ticker, moment), candle in candles.items():
-            start = floor(moment, step)
-            before = coarse.get((ticker, start))
-            coarse[ticker, start] = before.then(candle) if before else candle._replace(start=start)
-    return coarse
+def each(candles: Candles) -> Counted:
+    """Return every candle with its ticker."""
+    return ((ticker, candle) for ticker, own in candles.items() for candle in own.values())
 
 
-@shared
+def join(older: Candles, newer: Counted, step: timedelta) -> Candles:
+    """Return `older`, which are candles of the given step, with `newer` merged in; tickers without any are shared."""
+    changed: Candles = {}
+    for ticker, candle in newer:
+        if ticker not in changed:
+            changed[ticker] = dict(older.get(ticker, {}))
+        own, start = changed[ticker], floor(candle.start, step)
+        own[start] = own[start].then(candle) if start in own else candle._replace(start=start)
+    return older | changed
+
+
 def candles_of(history: History, ticker: str) -> tuple[timedelta, list[Candle]]:
-    """Return one ticker's step and candles, oldest first: about 240 at most, of at least four trades on average."""
-    fine = {key: candle for key, candle in (history.settled | history.live).items() if key[0] == ticker}
-    starts = [start for _, start in fine]
-    span, trades = starts[-1] - starts[0], sum(candle.trades for candle in fine.values())
-    settled_step = step_for(history.edge - history.start)  # settled candles cannot be split, even for a new ticker
-    step = max(settled_step, step_for(span * max(1, MAX_CANDLES * TRADES_PER_CANDLE / trades)))
-    return step, [*join(fine, {}, step).values()]
+    """Return the step and candles of one of the history's tickers.
+
+    The candles are the oldest first, about 240 at most, and of at least four trades on average.
+    """
+    if ticker not in history.drawn:
+        fine = [*history.settled.get(ticker, {}).values(), *history.live.get(ticker, {}).values()]
+        span, trades = fine[-1].start - fine[0].start, sum(candle.trades for candle in fine)
+        step = max(history.step, step_for(span * max(1, MAX_CANDLES * TRADES_PER_CANDLE / trades)))
+        coarse = join({}, ((ticker, candle) for candle in fine), step)
+        history.drawn[ticker] = step, [*coarse[ticker].values()]
+    return history.drawn[ticker]
 
 
 def step_for(span: timedelta) -> timedelta:
