@@ -220,7 +220,8 @@ def test_each_step_holds_the_finer_ones_a_whole_number_of_times() -> None:
 def test_rows_that_are_no_valid_trades_are_not_counted(engine: Engine, database: Database) -> None:
     rows = trades(300, every=1)
     insert(database, rows)
-    for number, change in enumerate(("ticker = NULL", "price = NULL", "price = 0", "price = 'NaN'", "volume = 0")):
+    wrong = ("ticker = NULL", "price = NULL", "price = 0", "price = 'NaN'", "volume = 0", "side = 'hold'")
+    for number, change in enumerate(wrong):
         database.query(f"""
             INSERT INTO trades SELECT '{number}-' || trade_id, ticker, price, volume, side, timestamp FROM trades
             WHERE trade_id NOT LIKE '%-%-%-%-%-%';

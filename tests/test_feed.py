@@ -125,10 +125,10 @@ def test_viewers_who_want_the_same_at_the_same_time_share_one_result() -> None:
 
 
 INVALID = {
-    "ticker": ["NULL"],
+    "ticker": ["NULL", "''"],
     "price": ["NULL", "0", "-1", "'NaN'"],
     "volume": ["NULL", "0", "-1"],
-    "side": ["NULL"],
+    "side": ["NULL", "'hold'", "'Buy'"],
 }
 
 
@@ -155,6 +155,7 @@ def test_a_row_that_is_no_valid_trade_leaves_the_others_alone(
         ("ALTER TABLE trades DROP COLUMN side", "lacks a column"),
         ("ALTER TABLE trades ALTER timestamp TYPE timestamptz", "another type"),
         ("ALTER TABLE trades ALTER price TYPE text", "another type"),
+        ("ALTER TABLE trades ALTER side TYPE integer USING 1", "another type"),
     ],
 )
 def test_a_wrong_table_is_named_and_the_last_good_trades_stay(

@@ -19,6 +19,7 @@ PROBLEMS = {  # by SQLSTATE
     "42P01": MISSING_TABLE,
     "42703": "The table “trades” lacks a column: sql/001_trades.sql lists the six it needs.",
     "42883": WRONG_TYPE,
+    "22P02": WRONG_TYPE,
     "42501": "This user may not read the table: GRANT SELECT ON trades fixes that.",
     "57014": "The query took more than 1.5 s: create the index in sql/002_latest_trades.sql.",
 }

@@ -14,9 +14,10 @@ CHUNK = 40_000  # trades per step when reading back through the table
 HORIZON = "CAST(now() AT TIME ZONE 'UTC' + interval '1 minute' AS timestamp)"
 BEGINNING = "timestamp '0001-01-01'"
 
-# A row with a NULL, or with a price or volume that the consumer would not have stored, is not a trade; a table that
-# others write to may hold some. PostgreSQL takes NaN for greater than every number.
-VALID = f"(trade.ticker, trade.side) IS NOT NULL AND trade.volume > 0 AND trade.price BETWEEN 0.01 AND {MAX_PRICE}"
+# What the consumer would not have stored is not a trade; a table that others write to may hold such rows. A NULL makes
+# these comparisons fail, too. PostgreSQL takes NaN for greater than every number.
+VALID = f"""trade.ticker <> '' AND trade.side IN ('buy', 'sell') AND trade.volume > 0
+    AND trade.price BETWEEN 0.01 AND {MAX_PRICE}"""
 
 # One row per trade, newest first; a single row without a trade when there is none. While the table has no statistics,
 # PostgreSQL would read all of it if VALID came before the limit, or if the trades ahead were counted in no order.
