@@ -148,11 +148,15 @@ def test_a_trade_of_another_age_leaves_the_others_as_they_are(engine: Engine, da
     assert shown(whole(engine), "TSLA") == expected(rows, "TSLA")
 
 
-def test_a_trade_two_hours_ahead_does_not_count_yet(engine: Engine, database: Database) -> None:
-    rows = trades(50, 0.1, utc_now() - timedelta(seconds=10))
-    insert(database, [*rows, ("ahead", "TSLA", 1.0, 1, "buy", utc_now() + timedelta(hours=2))])
+@pytest.mark.parametrize("ahead", [timedelta(seconds=40), timedelta(hours=2)])
+def test_a_trade_from_a_fast_clock_takes_nothing_from_the_others(
+    engine: Engine, database: Database, ahead: timedelta
+) -> None:
+    insert(database, trades(50, 0.1, utc_now() - timedelta(seconds=10)))
+    insert(database, [("ahead", "TSLA", 1.0, 1, "buy", utc_now() + ahead)])
     history = whole(engine)
-    assert count_of(read_history(engine, history)) == 50
+    insert(database, trades(50, 0.1, utc_now() - timedelta(seconds=5), seed=2))
+    assert count_of(read_history(engine, history)) == 100
 
 
 def test_retention_beside_the_page_takes_nothing_from_the_screen(engine: Engine, database: Database) -> None:
@@ -227,4 +231,5 @@ def test_rows_that_are_no_valid_trades_are_not_counted(engine: Engine, database:
             WHERE trade_id NOT LIKE '%-%-%-%-%-%';
             UPDATE trades SET {change} WHERE trade_id LIKE '{number}-%-%-%-%-%'
         """)  # a candle's first and last trades get such neighbours, too
+    database.query("INSERT INTO trades VALUES ('newest', 'AAPL', 'NaN', 1, 'buy', %s)", NOON + timedelta(minutes=9))
     assert candles_of(whole(engine), "AAPL")[1] == expected(rows, "AAPL")

@@ -1,6 +1,7 @@
 """Every query of the dashboard. Each walks the index on timestamp, however large the table is.
 
 Trades dated more than a minute ahead of the database's clock are counted, but left out until their time has come.
+Candles leave out any that are ahead: the newest trade in them decides how late the others may arrive.
 Trades in years that Python cannot represent are left out for good.
 """
 
@@ -11,7 +12,8 @@ from pipeline.trade import COLUMNS, MAX_PRICE
 WINDOW = 200  # trades
 CHUNK = 40_000  # trades per step when reading back through the table
 
-HORIZON = "CAST(now() AT TIME ZONE 'UTC' + interval '1 minute' AS timestamp)"
+NOW = "CAST(now() AT TIME ZONE 'UTC' AS timestamp)"
+HORIZON = f"{NOW} + interval '1 minute'"
 BEGINNING = "timestamp '0001-01-01'"
 
 # What the consumer would not have stored is not a trade; a table that others write to may hold such rows. A NULL makes
@@ -32,7 +34,7 @@ LATEST_TRADES = text(
     ) AS trade ON {VALID} ORDER BY timestamp DESC, trade_id DESC"""
 )
 
-NEWEST = text(f"SELECT max(timestamp) FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}")
+NEWEST = text(f"SELECT max(timestamp) FROM trades AS trade WHERE timestamp BETWEEN {BEGINNING} AND {NOW} AND {VALID}")
 
 # For the last 40,000 trades before `end`: the time of the oldest, the end of the last pause over an hour, their number.
 STRETCH = text(
@@ -57,7 +59,7 @@ CANDLES = text(
         SELECT ticker, date_bin(:step, timestamp, timestamp '1970-01-01') AS start,
             min(timestamp) AS first, max(timestamp) AS last, max(price) AS high, min(price) AS low,
             sum(volume) AS volume, sum(price * volume) AS notional, count(*) AS trades
-        FROM trades AS trade WHERE timestamp >= :start AND timestamp < least(:end, {HORIZON}) AND {VALID}
+        FROM trades AS trade WHERE timestamp >= :start AND timestamp < least(:end, {NOW}) AND {VALID}
         GROUP BY 1, 2
     ) AS candle ORDER BY start"""
 )
