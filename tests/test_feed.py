@@ -1,5 +1,7 @@
 """How the page queries the database: once for all viewers, read-only, and without revealing secrets."""
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from pipeline.dashboard.snapshot import Snapshot, as_snapshot, figures
 from pipeline.user_error import UsageError
 from tests.live_page import Market, Row, insert, utc_now
 from tests.services import Database, Postgres, free_port
+
+KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)  # seconds
 
 
 @pytest.fixture
@@ -202,6 +206,15 @@ def test_nothing_can_be_written(engine: Engine) -> None:
 def test_a_question_that_takes_too_long_is_ended(engine: Engine) -> None:
     with pytest.raises(DBAPIError, match="statement timeout"):
         query(engine, text("SELECT pg_sleep(60)"))
+
+
+def test_a_server_that_vanishes_while_it_owes_an_answer_is_given_up_within_seconds(engine: Engine) -> None:
+    """Nothing is left to send, so only TCP's keepalives notice; by default, they start after two hours."""
+    connection = engine.raw_connection()
+    with socket.socket(fileno=os.dup(connection.driver_connection.fileno())) as stream:  # type: ignore[union-attr]
+        idle, interval = (stream.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE)
+    connection.close()
+    assert idle + 4 * interval < 10
 
 
 def test_options_of_the_url_are_kept(database: Database) -> None:

@@ -96,10 +96,12 @@ def read_only_engine(database_url: str) -> Engine:
     Raises `UsageError` for a URL that libpq cannot read.
     """
     options = f"{parse_url(database_url).get('options', '')} -c statement_timeout=1500 -c jit=off"
+    # While the server owes an answer there is nothing to send, so only keepalives notice that its host has vanished.
+    patience = {"connect_timeout": 2, "keepalives_idle": 3, "keepalives_interval": 1, "tcp_user_timeout": 3000}
 
     def connect() -> psycopg2.extensions.connection:
-        own: dict[str, Any] = {"connect_timeout": 2, "tcp_user_timeout": 3000, "application_name": "dashboard"}
-        connection: psycopg2.extensions.connection = psycopg2.connect(database_url, options=options, **own)
+        own: dict[str, Any] = patience | {"options": options, "application_name": "dashboard"}
+        connection: psycopg2.extensions.connection = psycopg2.connect(database_url, **own)
         # Not set in `options`: a URL with target_session_attrs=read-write would then find no server.
         connection.set_session(readonly=True, autocommit=True)
         return connection
