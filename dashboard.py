@@ -183,7 +183,7 @@ def facts_about(snapshot: Snapshot, now: datetime, paused: bool) -> str:
     facts, trades = [frequency(trades_per_second(snapshot))], snapshot.trades
     if not trades.empty:
         facts.append(f"window {duration(span_seconds(trades))} to {clock(trades['timestamp'].iloc[0])}")
-    if delay := seconds_to_screen(snapshot, now, paused):
+    if (delay := seconds_to_screen(snapshot, now, paused) or 0) > 0:  # not if the producer's clock is ahead
         facts.append(f"trade to screen {duration(delay)}")
     if snapshot.standby:
         facts.append("read from a standby")

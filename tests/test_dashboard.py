@@ -188,6 +188,15 @@ def test_the_page_tells_how_long_a_trade_takes_to_the_screen(open_page: OpenPage
     eventually(told_after_a_new_trade)
 
 
+def test_a_clock_that_is_ahead_gives_no_time_to_the_screen(open_page: OpenPage, database: Database) -> None:
+    page = open_page(every="1 s")
+    insert(database, [("1", "AAPL", 1.0, 1, "buy", utc_now())])
+    eventually(lambda: len(table(page.run(), "tape")) == 1)
+    insert(database, [("2", "AAPL", 1.0, 1, "buy", utc_now() + timedelta(seconds=40))])
+    eventually(lambda: len(table(page.run(), "tape")) == 2)
+    assert "to screen" not in status(page)["facts"]
+
+
 def test_trades_from_the_future_are_named_and_do_not_pass_for_live(open_page: OpenPage, database: Database) -> None:
     insert(database, [("old", "AAPL", 1.0, 1, "buy", utc_now() - timedelta(minutes=5))])
     insert(database, [("new", "AAPL", 1.0, 1, "buy", utc_now() + timedelta(hours=2))])

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.dashboard.feed import MISSING_TABLE, UNREACHABLE, Answer, Feed, query, read_only_engine, shared
+from pipeline.dashboard.feed import MISSING_TABLE, UNREACHABLE, Answer, Feed, problem, query, read_only_engine, shared
 from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
 from pipeline.dashboard.snapshot import Snapshot, as_snapshot, figures
 from pipeline.user_error import UsageError
@@ -204,8 +204,15 @@ def test_nothing_can_be_written(engine: Engine) -> None:
 
 
 def test_a_question_that_takes_too_long_is_ended(engine: Engine) -> None:
-    with pytest.raises(DBAPIError, match="statement timeout"):
+    with pytest.raises(DBAPIError, match="statement timeout") as failure:
         query(engine, text("SELECT pg_sleep(60)"))
+    assert "busy" in problem(failure.value)
+
+
+def test_an_error_is_not_taken_for_no_answer(engine: Engine) -> None:
+    with pytest.raises(DBAPIError) as failure:
+        query(engine, text("SELECT 1 / 0 AS secret"))
+    assert problem(failure.value) == "The database answers with error 22012: its log says more."
 
 
 def test_a_server_that_vanishes_while_it_owes_an_answer_is_given_up_within_seconds(engine: Engine) -> None:

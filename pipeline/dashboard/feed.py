@@ -21,7 +21,7 @@ PROBLEMS = {  # by SQLSTATE
     "42883": WRONG_TYPE,
     "22P02": WRONG_TYPE,
     "42501": "This user may not read the table: GRANT SELECT ON trades fixes that.",
-    "57014": "The query took more than 1.5 s: create the index in sql/002_latest_trades.sql.",
+    "57014": "The query took more than 1.5 s: the database is busy, or lacks the index in sql/002_latest_trades.sql.",
 }
 UNREACHABLE = "The database cannot be reached: is it running, and is DATABASE_URL right?"
 
@@ -117,5 +117,5 @@ def query(engine: Engine, statement: TextClause, values: Mapping[str, Any] | Non
 
 def problem(error: SQLAlchemyError) -> str:
     """Return one line that says what to do and reveals nothing of the query or the credentials."""
-    state = (getattr(error.orig, "pgcode", None) or "") if isinstance(error, DBAPIError) else ""
-    return PROBLEMS.get(state, UNREACHABLE)
+    state = getattr(error.orig, "pgcode", None) if isinstance(error, DBAPIError) else None  # None: no answer
+    return PROBLEMS.get(state, f"The database answers with error {state}: its log says more.") if state else UNREACHABLE
