@@ -137,6 +137,16 @@ def test_of_many_tickers_the_most_active_are_drawn_and_the_rest_by_choice(
     assert len(table(page, "watchlist")) == 30
     page.multiselect(key="tickers").set_value([f"T{n:02}" for n in range(20)]).run()
     assert len(chart(page, "Price trend")["data"]) == 20
+    assert chart(page, "Volume")["layout"]["title"]["text"] == ""
+
+
+def test_of_very_many_tickers_the_volume_shows_the_most_active_and_says_so(
+    open_page: OpenPage, database: Database
+) -> None:
+    insert(database, [(str(n), f"T{n:02}", 10.0, 1 + n, "buy", utc_now()) for n in range(40)])
+    volume = chart(open_page(), "Volume")
+    assert volume["data"][0]["x"] == [f"T{n:02}" for n in range(39, 9, -1)]
+    assert volume["layout"]["title"]["text"] == "30 of 40 tickers"
 
 
 def test_a_window_that_fills_says_so(open_page: OpenPage, database: Database) -> None:

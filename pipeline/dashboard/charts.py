@@ -104,7 +104,9 @@ def volume_chart(seen: Figures) -> bytes:
     bought, sold = [line.bought for line in lines], [line.volume - line.bought for line in lines]
     names = [for_plotly(line.ticker) for line in lines]
     bars = [{"type": "bar", "name": side, "x": names, "y": y} for side, y in (("buy", bought), ("sell", sold)) if lines]
-    layout = {"uirevision": "volume", "barmode": "stack", "bargap": 0.35, "xaxis": {"type": "category"}}
+    drawn = f"{MOST_BARS} of {len(seen.lines)} tickers" if len(lines) < len(seen.lines) else ""
+    title = {"text": drawn, "x": 1}  # to the right of the legend
+    layout = {"uirevision": "volume", "title": title, "barmode": "stack", "bargap": 0.35, "xaxis": {"type": "category"}}
     said = "; ".join(f"{line.ticker} {line.volume:,}, {line.bought / line.volume:.0%} bought" for line in lines)
     return figure(bars, layout | {"yaxis": {"tickformat": "~s"}}, f"Volume by ticker: {said or 'no trades'}.")
 
