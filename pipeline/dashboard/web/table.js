@@ -56,8 +56,8 @@ export default function ({ data, parentElement }) {
 function drawHead(table) {
   const { label, columns } = table.kind;
   table.parentElement.ariaLabel = label;
-  const heads = columns.map(({ name, number }) =>
-    `<th scope="col" aria-sort="none" class="${number ? "number" : ""}"><button>${name}</button></th>`);
+  const heads = columns.map(({ name, number, draw }) =>
+    `<th scope="col" aria-sort="none" class="${number ? "number" : ""}">${draw ? name : `<button>${name}</button>`}</th>`);
   table.tHead.innerHTML = `<tr>${heads.join("")}</tr>`;
   table.tHead.onclick = ({ target }) => {
     const head = target.closest("button")?.parentElement;
