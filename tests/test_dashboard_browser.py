@@ -230,7 +230,8 @@ def test_the_page_is_legible_at_first_sight_on_a_screen_and_on_a_phone(page: Pag
     assert_what_matters_first_fits_the_window(page)
     assert_the_prices_at_the_lines_ends_are_readable(page)
     assert_charts_say_in_words_what_they_show(page)
-    assert_a_phone_shows_it_all_without_scrolling_sideways(page)
+    for width in (720, 400):
+        assert_a_small_screen_shows_it_all_without_scrolling_sideways(page, width)
 
 
 def assert_what_matters_first_fits_the_window(page: Page) -> None:
@@ -261,15 +262,20 @@ def assert_charts_say_in_words_what_they_show(page: Page) -> None:
     expect(page.locator(".st-key-candle_chart figcaption")).to_contain_text(re.compile(r"AAPL: open [\d,.]+"))
 
 
-def assert_a_phone_shows_it_all_without_scrolling_sideways(page: Page) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    expect(page.locator(f"{PRICE} .main-svg").first).to_have_js_property("clientWidth", 400 - 28)
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
+def assert_a_small_screen_shows_it_all_without_scrolling_sideways(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    chart = page.locator(PRICE).first
+    room = chart.evaluate("(chart) => chart.clientWidth")
+    expect(chart.locator(".main-svg").first).to_have_js_property("clientWidth", room)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    texts = page.locator(".stMetric *, .stButtonGroup *")
+    cut = "(all) => all.filter(({ clientWidth, scrollWidth }) => clientWidth && scrollWidth > clientWidth + 1).length"
+    assert texts.evaluate_all(cut) == 0
     for panel in page.locator(".stMetric, .st-key-price, .table").all():
         box = panel.bounding_box()
         assert box
         assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 400
+        assert box["x"] + box["width"] <= width
 
 
 def test_no_other_host_is_asked(context: BrowserContext, market: Market, site: Site) -> None:
