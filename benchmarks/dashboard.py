@@ -26,7 +26,7 @@ from benchmarks.command import machine, numbers, parser, run, say, show
 from pipeline.dashboard.candles import History, candles_of, read_history
 from pipeline.dashboard.feed import query, read_only_engine
 from pipeline.dashboard.queries import LATEST_TRADES
-from tests.live_page import Market, dashboard, insert, trades_arriving
+from tests.live_page import Market, dashboard, insert, server_of, trades_arriving
 from tests.services import Database, Postgres
 
 INTERVAL = 2.0  # seconds, the page's default
@@ -162,12 +162,6 @@ def report_viewers(database: Database, count: int, seconds: int) -> None:
         f"per interval {asked / intervals:.2f} queries for the latest trades and {counted / intervals:.2f} for the "
         f"candles; server {memory:.0f} MB"
     )
-
-
-def server_of(address: str) -> psutil.Process:
-    """Return the page's server process."""
-    option = f"--server.port={address.rsplit(':', 1)[1]}"
-    return next(child for child in psutil.Process().children() if option in child.cmdline())
 
 
 async def together(

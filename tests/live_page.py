@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 from faker import Faker
 from playwright.sync_api import Browser, sync_playwright
 from psycopg2.extras import execute_values
@@ -103,6 +104,12 @@ def dashboard(database_url: str, *options: str) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=10)
+
+
+def server_of(address: str) -> psutil.Process:
+    """Return the page's server process."""
+    option = f"--server.port={address.rsplit(':', 1)[1]}"
+    return next(child for child in psutil.Process().children() if option in child.cmdline())
 
 
 def healthy(address: str) -> bool:

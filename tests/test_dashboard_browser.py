@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, Row, chromium, dashboard, insert, utc_now
+from tests.live_page import CHROMIUM, NO_CHROMIUM, Market, Row, chromium, dashboard, insert, server_of, utc_now
 from tests.services import Postgres, eventually
 
 expect.set_options(timeout=60_000)  # milliseconds: the first page loads megabytes of scripts
@@ -322,8 +322,14 @@ def test_the_address_carries_the_view(page: Page, open_page: Callable[..., Page]
     eventually(lambda: set(cells(shared, TAPE, 2)) == {"TSLA"})
 
 
-def test_a_stopped_database_leaves_the_last_good_data_and_comes_back_by_itself(page: Page, site: Site) -> None:
+def test_a_server_that_stops_leaves_the_last_good_data_and_comes_back_by_itself(page: Page, site: Site) -> None:
     status, tape = page.locator(".status"), eventually(lambda: cells(page, TAPE, 1))
+    server_of(site.address).suspend()
+    try:
+        expect(status).to_contain_text("NO ANSWER")  # not LIVE, although nobody is there to say so
+    finally:
+        server_of(site.address).resume()
+    expect(status).to_contain_text(re.compile("LIVE|STALE"))
     site.postgres.stop()
     try:
         expect(status).to_contain_text("DATABASE DOWN")

@@ -1,11 +1,9 @@
-// The status line. The ages keep counting between ticks, so that they are right even when a tick is late;
-// a paused page stands still and shows the times instead.
+// The status line. The ages keep counting between ticks, so that they are right even when a tick is late, and once the
+// ticks stay away, the word says so. A paused page stands still and shows the times instead.
 
 export default function ({ data, parentElement }) {
   const line = parentElement.querySelector(".status");
   const word = line.querySelector("[role=status]");
-  line.dataset.state = data.word;
-  if (word.textContent !== data.word) word.textContent = data.word; // so that a screen reader announces only changes
   line.querySelector(".facts").textContent = data.facts;
   const places = line.querySelectorAll(".age");
   const start = performance.now();
@@ -17,6 +15,9 @@ export default function ({ data, parentElement }) {
       places[index].textContent = `${old ? "⚠ " : ""}${name} ${known ? ago(age + passed) : time}`;
       places[index].classList.toggle("old", old);
     });
+    const state = passed > data.ages[1].old_after ? "NO ANSWER" : data.word; // three intervals without a tick
+    line.dataset.state = state;
+    if (word.textContent !== state) word.textContent = state; // so that a screen reader announces only changes
   };
   clearInterval(line.counting);
   show();
