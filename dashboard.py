@@ -246,20 +246,24 @@ def tape(shown: Figures) -> bytes:
 
 
 def draw_candles(place: dict[str, Place], counted: Answer[History], most_active: str | None) -> None:
-    """Draw one ticker's candles since trading began; until the viewer chooses one, it is the most active ticker."""
-    history = counted.value
-    if not history.tickers:
-        place["candles title"].header("Candles", anchor=False)
-        place["candles ticker"].empty()
+    """Draw one ticker's candles since trading began: the chosen ticker's, or those of the one most active at first."""
+    history, known = counted.value, counted.value.tickers
+    first = st.session_state.get("first_ticker")
+    if first not in known:
+        first = most_active if most_active in known else next(iter(known), None)
+    st.session_state.first_ticker = first
+    chosen = st.session_state.get("candles", st.query_params.get("candles"))  # stays in the list without a candle, too
+    with place["candles ticker"]:
+        choice = partial(st.selectbox, "Ticker of the candles", key="candles", placeholder=first, required=True)
+        ticker = choice(sorted({*known, chosen}) if chosen else known, None, **CONTROL) or first
+    title = f"Candles · {for_streamlit(ticker)}" if ticker else "Candles"
+    if ticker not in known:
+        place["candles title"].header(title, anchor=False)
         place["candles"].caption(counted.problem or "No candles yet.")
         return
-    with place["candles ticker"]:
-        first = history.tickers.index(most_active) if most_active in history.tickers else 0
-        ticker = st.selectbox("Ticker of the candles", history.tickers, first, key="candles", **CONTROL)
     step, candles = candles_of(history, ticker)
     reach = "since" if history.complete else "still reading back; so far since"
-    length = duration(step.total_seconds())
-    title = f"Candles · {for_streamlit(ticker)} in steps of {length} {reach} {candles[0].start} UTC"
+    title += f" in steps of {duration(step.total_seconds())} {reach} {candles[0].start} UTC"
     place["candles title"].header(f"{title} · {counted.problem}" if counted.problem else title, anchor=False)
     with place["candles"]:
         chart(key="candle_chart", data=candle_chart(ticker, tuple(candles)), height=360)

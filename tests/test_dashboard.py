@@ -330,6 +330,27 @@ def test_the_candles_are_at_first_those_of_the_most_active_ticker(open_page: Ope
     eventually(lambda: any("Candles · T2" in heading.value for heading in page.run().header))
 
 
+def test_the_chosen_ticker_of_the_candles_stays(open_page: OpenPage, database: Database) -> None:
+    """Even while it has no candles, and while it is the one that would be shown anyway."""
+
+    def shown() -> tuple[str, bool]:
+        """Return the start of the candles' title, and whether there are any."""
+        page.run()
+        return page.header[-1].value.partition(" in ")[0], not page.caption
+
+    insert(database, [("1", "AAPL", 10.0, 1, "buy", utc_now())])
+    page = open_page(candles="NEW", every="1 s")
+    eventually(lambda: shown() == ("Candles · NEW", False))
+    database.query("UPDATE trades SET ticker = 'NEW'")
+    eventually(lambda: shown() == ("Candles · NEW", True))
+    database.query("TRUNCATE trades")
+    eventually(lambda: shown() == ("Candles · NEW", False))
+    insert(database, [("2", "AAPL", 10.0, 1, "buy", utc_now())])
+    eventually(lambda: shown() and page.selectbox(key="candles").options == ["AAPL", "NEW"])
+    assert shown() == ("Candles · NEW", False)
+    assert "NEW" in page.query_params["candles"]
+
+
 def test_candles_since_trading_began(open_page: OpenPage, database: Database) -> None:
     rows = [row for row in Market().until_now(400, seconds=40) if row[1] == "AAPL"]
     insert(database, rows)
