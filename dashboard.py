@@ -21,7 +21,6 @@ from pipeline.dashboard.feed import Answer, Feed, query, read_only_engine, share
 from pipeline.dashboard.queries import LATEST_TRADES, WINDOW
 from pipeline.dashboard.snapshot import (
     DOWN,
-    EMPTY,
     LIVE,
     PAUSED,
     SILENT_AFTER,
@@ -48,6 +47,7 @@ CONTROL: dict[str, Any] = {"bind": "query-params", "label_visibility": "collapse
 KEY_FIGURES = (f"Trades (last {WINDOW})", "Avg Price", "Total Volume", "Most Active Ticker", "VWAP", "Buy share")
 PICTURES = """<div class="pictures"><button data-chart="price">Price trend as PNG</button>
     <button data-chart="volume">Volume as PNG</button><button data-chart="candle_chart">Candles as PNG</button></div>"""
+NO_ANSWER = "The database does not answer."
 NO_TRADES = "No trades yet. Start producer.py and consumer.py: trades appear here by themselves."
 
 
@@ -126,8 +126,9 @@ def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
         word = draw_status(answer, interval, paused)
     with place["notice"]:
         st.empty()
-        if answer.value.trades.empty and word in (EMPTY, DOWN):
-            (st.error if word == DOWN else st.info)(answer.problem or NO_TRADES)
+        if answer.value.trades.empty:
+            silent = word == DOWN or answer.read_at is None
+            (st.error if word == DOWN else st.info)(answer.problem or (NO_ANSWER if silent else NO_TRADES))
     shown = figures(answer.value, tuple(st.session_state.tickers), st.session_state.side)
     st.session_state.on_screen["now"] = shown
     draw_key_figures(place, shown)
@@ -144,17 +145,17 @@ def tick(place: dict[str, Place], interval: int, paused: bool) -> None:
 
 
 def current(interval: int, paused: bool) -> tuple[Answer[Snapshot], Answer[History]]:
-    """Return the answers to draw; while the page is paused, always the same ones."""
-    if not paused or "held" not in st.session_state:
-        snapshots, histories = feeds()
-        patience = PATIENCE if "held" in st.session_state else FIRST_PATIENCE
-        # The candles are below the fold: any that are not counted yet can come with the next tick.
-        st.session_state.held = (
-            snapshots.latest(SAME_TICK * interval, patience),
-            histories.latest(SAME_TICK * interval, patience=0.05),
-        )
-    held: tuple[Answer[Snapshot], Answer[History]] = st.session_state.held
-    return held
+    """Return the answers to draw; while the page is paused, always the same ones, as soon as there are any."""
+    snapshots, histories = feeds()
+    snapshot, history = st.session_state.get("held", (None, None))
+    patience = PATIENCE if snapshot else FIRST_PATIENCE
+    if not (paused and snapshot and snapshot.read_at):
+        snapshot = snapshots.latest(SAME_TICK * interval, patience)
+    if not (paused and history and history.read_at):
+        # The candles are below the fold: any that are not counted yet can come with the next tick, if there is one.
+        history = histories.latest(SAME_TICK * interval, patience if paused else 0.05)
+    st.session_state.held = snapshot, history
+    return snapshot, history
 
 
 def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
@@ -171,9 +172,7 @@ def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
         {"name": "newest trade", "age": trade_age, "time": clock(newest), "old_after": old_after},
         {"name": "last good query", "age": query_age, "time": clock(answered), "old_after": silent_after},
     ]
-    facts = (
-        answer.problem or "The database does not answer." if word == DOWN else facts_about(answer.value, now, paused)
-    )
+    facts = answer.problem or NO_ANSWER if word == DOWN else facts_about(answer.value, now, paused)
     status_line(key="status", data={"word": word, "moving": not paused, "ages": ages, "facts": facts})
     return word
 

@@ -324,6 +324,24 @@ def test_pausing_holds_the_trades(open_page: OpenPage, database: Database) -> No
     assert (status(page)["word"], metrics(page)["Trades (last 200)"]) == ("PAUSED", "5 of 200")
 
 
+def test_a_link_to_a_paused_page_waits_for_what_it_holds(
+    open_page: OpenPage, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tick follows, so whatever is not there yet would stay away."""
+    insert(database, Market().until_now(5, seconds=1))
+    latest = Feed.latest
+    monkeypatch.setattr(Feed, "latest", lambda feed, max_age, patience: feed._answer)
+    page = open_page(paused="true")
+    assert (status(page)["word"], page.info[0].value) == ("PAUSED", "The database does not answer.")
+    # The first answer may take a second; what a viewer is not patient for does not come.
+    monkeypatch.setattr(Feed, "latest", lambda feed, max_age, patience: latest(feed, max_age, 20 * (patience >= 1)))
+    page = open_page(paused="true")
+    assert (status(page)["word"], metrics(page)["Trades (last 200)"]) == ("PAUSED", "5 of 200")
+    assert chart(page, "Candles of")
+    insert(database, Market(seed=2).until_now(5, seconds=1))
+    assert metrics(page.run())["Trades (last 200)"] == "5 of 200"
+
+
 def test_the_candles_are_at_first_those_of_the_most_active_ticker(open_page: OpenPage, database: Database) -> None:
     insert(database, [(str(n), f"T{n}", 10.0, 1 + n % 3, "buy", utc_now()) for n in range(5)])
     page = open_page()
