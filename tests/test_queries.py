@@ -13,13 +13,13 @@ ROWS = 200_000
 LAST = datetime(2026, 1, 31)
 FILL = f"""
     INSERT INTO trades SELECT n, 'AAPL', 1, 1, 'buy', timestamp '{LAST}' - n * interval '1 second'
-    FROM generate_series(1, {ROWS}) AS n
+    FROM generate_series(1, %s) AS n
 """
 
 
 @pytest.mark.parametrize("analysed", [False, True])
 def test_no_query_reads_the_whole_table(database: Database, analysed: bool) -> None:
-    database.query(FILL)
+    database.query(FILL, ROWS)
     if analysed:
         database.query("ANALYZE trades")
     engine = read_only_engine(database.url)
@@ -34,3 +34,11 @@ def test_no_query_reads_the_whole_table(database: Database, analysed: bool) -> N
         assert "Seq Scan on trades" not in plan, f"{name}:\n{plan}"
         assert "trades_timestamp_idx" in plan, f"{name}:\n{plan}"
     engine.dispose()
+
+
+@pytest.mark.parametrize("statement", [LATEST_TRADES, NEWEST])
+def test_the_newest_rows_are_read_one_by_one_from_a_small_table_too(database: Database, statement: TextClause) -> None:
+    database.query(FILL, 20_000)
+    plan = "\n".join(line for (line,) in database.query(f"EXPLAIN {statement}"))
+    assert "using trades_timestamp_idx" in plan
+    assert "Bitmap Index Scan" not in plan, plan  # it would take every row

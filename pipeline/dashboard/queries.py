@@ -22,19 +22,24 @@ VALID = f"""trade.ticker <> '' AND trade.side IN ('buy', 'sell') AND trade.volum
     AND trade.price BETWEEN 0.01 AND {MAX_PRICE}"""
 
 # One row per trade, newest first; a single row without a trade when there is none. While the table has no statistics,
-# PostgreSQL would read all of it if VALID came before the limit, or if the trades ahead were counted in no order.
+# PostgreSQL would read all of it if any further condition came before the limit, or if the trades ahead were counted in
+# no order.
 LATEST_TRADES = text(
     f"""SELECT {", ".join(COLUMNS)}, pg_is_in_recovery() AS standby,
         (SELECT count(*) FROM (
             SELECT FROM trades WHERE timestamp > {HORIZON} ORDER BY timestamp DESC LIMIT {WINDOW}
         ) AS ahead) AS ahead
     FROM (VALUES (1)) AS always LEFT JOIN (
-        SELECT {", ".join(COLUMNS)} FROM trades WHERE timestamp BETWEEN {BEGINNING} AND {HORIZON}
+        SELECT {", ".join(COLUMNS)} FROM trades WHERE timestamp <= {HORIZON}
         ORDER BY timestamp DESC, trade_id DESC LIMIT {WINDOW}
-    ) AS trade ON {VALID} ORDER BY timestamp DESC, trade_id DESC"""
+    ) AS trade ON trade.timestamp >= {BEGINNING} AND {VALID} ORDER BY timestamp DESC, trade_id DESC"""
 )
 
-NEWEST = text(f"SELECT max(timestamp) FROM trades AS trade WHERE timestamp BETWEEN {BEGINNING} AND {NOW} AND {VALID}")
+NEWEST = text(
+    f"""SELECT max(timestamp)
+    FROM (SELECT * FROM trades WHERE timestamp <= {NOW} ORDER BY timestamp DESC LIMIT {WINDOW}) AS trade
+    WHERE timestamp >= {BEGINNING} AND {VALID}"""
+)
 
 # For the last 40,000 trades before `end`: the time of the oldest, the end of the last pause over an hour, their number.
 STRETCH = text(
