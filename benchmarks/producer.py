@@ -132,12 +132,14 @@ def measure(options: argparse.Namespace) -> None:
             show(f"pace: {rate:,}/s")
             kept, least, most = pace(servers, rate)
             rows.append([f"--rate {rate}", f"{kept:.2%}", f"{least:.0%}", f"{most:.0%}"])
+        say("")
         say_table([f"pace over {SECONDS_OF_PACE} s", "kept", "emptiest 100 ms", "fullest 100 ms"], rows)
         rows = []
         for rate_option, seconds in (("1", 20), ("1000", 10), ("50000", 10), ("max", 10)):
             show(f"upkeep: --rate {rate_option}")
             used, before, after = upkeep(servers, rate_option, seconds)
             rows.append([f"--rate {rate_option}, {seconds} s", f"{used:.1%}", f"{before:.1f} MB", f"{after:.1f} MB"])
+        say("")
         say_table(["upkeep", "of one core", "memory after 3 s", "at the end"], rows)
 
 
