@@ -330,7 +330,7 @@ class TradeConsumer:
         self.consumer.subscribe(
             [self.settings.topic],
             on_assign=self.on_assign,
-            on_revoke=lambda consumer, _: self.give_back(consumer, SECONDS_TO_HAND_OVER),
+            on_revoke=self.on_revoke,
             on_lost=self.on_lost,
         )
 
@@ -352,10 +352,10 @@ class TradeConsumer:
         if not partitions:  # otherwise the outage ends once their offsets are known
             self.end_outage()
 
-    def give_back(self, consumer: Consumer, seconds: float) -> None:
-        """Give the partitions back once what is in flight is finished, or after `seconds`."""
+    def on_revoke(self, consumer: Consumer, _: list[TopicPartition]) -> None:
+        """Give the partitions back once what is in flight is finished, or after SECONDS_TO_HAND_OVER."""
         if consumer is self.consumer:  # not an earlier client that is still leaving
-            self.settle(seconds)
+            self.settle(SECONDS_TO_HAND_OVER)
             self.joining_since = time.monotonic()
 
     def on_lost(self, consumer: Consumer, _: list[TopicPartition]) -> None:
@@ -368,8 +368,6 @@ class TradeConsumer:
         """Read new partitions from where the group left off; commit a new group's starting offsets first [2]."""
         if self.joining_since is not None and time.monotonic() - self.joining_since > SECONDS_TO_JOIN:
             self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
-        if not self.committing and self.joining_since is None:
-            self.committing = self.starting_offsets.keep_trace()
         if self.starting_offsets.made_again():
             log.warning("⚠️  The topic %s was recreated: reading it from its oldest message.", self.settings.topic)
             self.abandon()
@@ -382,6 +380,8 @@ class TradeConsumer:
             self.leave(0)
             self.join()
             self.starting_offsets.consumer = self.consumer
+        if not self.committing and self.joining_since is None:
+            self.committing = self.starting_offsets.keep_trace()
         if not self.assigned or time.monotonic() < self.next_attempt:
             return
         starts = None

@@ -114,9 +114,8 @@ class Recording:
         records: Records = []
         line = 0
         try:
-            self._file: io.BufferedReader = io.BufferedReader(
-                _Stoppable(self.path, opener=_open_at_once)
-            )  # until the process ends
+            # Open until the process ends.
+            self._file: io.BufferedReader = io.BufferedReader(_Stoppable(self.path, opener=_open_at_once))
             self._size = os.fstat(self._file.fileno()).st_size
             for line, record in self._open(self._file):
                 records.append((line, record))
