@@ -160,6 +160,7 @@ class TradeConsumer:
         self.broker_trouble = ""  # why a broker was last unreachable
         self.times_down = 0  # how often all of them were down since Kafka last answered
         self.progress = Progress(self.metrics)
+        self.consumer = self.new_client()
         self.join()
         self.starting_offsets = StartingOffsets(self.consumer, settings, from_beginning)
 
@@ -315,15 +316,18 @@ class TradeConsumer:
 
     # -- the group: partitions come and go
 
-    def join(self) -> None:
-        """Join the group with a new client."""
-        self.consumer = client(
+    def new_client(self) -> Consumer:
+        """Return a client that has not joined the group yet."""
+        return client(
             Consumer,
             KAFKA_DEFAULTS
             | self.settings.kafka
             | {"group.id": self.settings.group_id, "error_cb": self.on_error, "on_commit": self.on_commit}
             | {"stats_cb": self.metrics.on_statistics, "logger": librdkafka_log},
         )
+
+    def join(self) -> None:
+        """Join the group."""
         self.committing = False
         self.lost = False  # whether the group has expelled us, or must have by now
         self.joining_since = time.monotonic()
@@ -334,18 +338,17 @@ class TradeConsumer:
             on_lost=self.on_lost,
         )
 
-    def leave(self, seconds: float = SECONDS_TO_STOP) -> None:
-        """Leave the group, waiting for at most `seconds`.
-
-        While the brokers are down, librdkafka's close() can wait for them forever. If it is not done in time, we go
-        without it, and the group notices when the session times out.
-        """
-        leaving = threading.Thread(target=self.consumer.close, daemon=True)
-        leaving.start()
-        leaving.join(seconds)
+    def rejoin(self, seconds: float) -> None:
+        """Leave the group, waiting for at most `seconds`, and join it again with a new client."""
+        old, self.consumer = self.consumer, self.new_client()  # callbacks of the old one are not ours from here on
+        leave(old, seconds)
+        self.abandon()  # and what the old one was assigned since
+        self.join()
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Remember the partitions; reading starts once their starting offsets are known, which may take retries."""
+        if consumer is not self.consumer:  # but an earlier client that is still leaving
+            return
         consumer.assign([])
         self.assigned = partitions
         self.joining_since = None
@@ -354,7 +357,7 @@ class TradeConsumer:
 
     def on_revoke(self, consumer: Consumer, _: list[TopicPartition]) -> None:
         """Give the partitions back once what is in flight is finished, or after SECONDS_TO_HAND_OVER."""
-        if consumer is self.consumer:  # not an earlier client that is still leaving
+        if consumer is self.consumer:
             self.settle(SECONDS_TO_HAND_OVER)
             self.joining_since = time.monotonic()
 
@@ -370,15 +373,15 @@ class TradeConsumer:
             self.kafka_outage.report(f"still waiting to join the group {self.settings.group_id}")
         if self.starting_offsets.made_again():
             log.warning("⚠️  The topic %s was recreated: reading it from its oldest message.", self.settings.topic)
-            self.abandon()
-            self.leave()  # librdkafka would keep the old topic's leader epochs, and never fetch again (its issue 4898)
-            self.join()
+            self.start_write()
+            self.settle(SECONDS_TO_HAND_OVER)  # Kafka cannot redeliver what the old topic held
+            # The old client would keep that topic's leader epochs, and never fetch again (librdkafka's issue 4898).
+            self.rejoin(SECONDS_TO_STOP)
             self.starting_offsets = StartingOffsets(self.consumer, self.settings, False, new_group=False)
         elif self.lost:
             # With a new client: in the old one, a commit that still waits for the broker would fail once it is back and
             # end the new membership, too; its remains would hold up the group until another session has timed out.
-            self.leave(0)
-            self.join()
+            self.rejoin(0)
             self.starting_offsets.consumer = self.consumer
         if not self.committing and self.joining_since is None:
             self.committing = self.starting_offsets.keep_trace()
@@ -461,8 +464,19 @@ class TradeConsumer:
         """Store what was received, leave the group and print a summary."""
         self.start_write()
         self.settle(SECONDS_TO_STOP)
-        self.leave()
+        leave(self.consumer, SECONDS_TO_STOP)
         print(f"Consumer stopped: {self.progress.summary()}.", flush=True)
+
+
+def leave(consumer: Consumer, seconds: float) -> None:
+    """Close a client, which leaves the group; wait for at most `seconds`.
+
+    While the brokers are down, librdkafka's close() can wait for them forever. If it is not done in time, we go without
+    it, and the group notices when the session times out.
+    """
+    leaving = threading.Thread(target=consumer.close, daemon=True)
+    leaving.start()
+    leaving.join(seconds)
 
 
 def options() -> argparse.ArgumentParser:

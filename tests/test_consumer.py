@@ -8,8 +8,9 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -78,10 +79,41 @@ def test_a_lost_membership_leaves_no_commit_behind_that_would_end_the_next_one()
     own.consumer.commit(offsets=[TopicPartition("orders", 0, 1)], asynchronous=True)
     own.committing = True
     own.on_lost(first, [])
+    own.on_assign(first, [TopicPartition("orders", 0)])  # librdkafka may join again before `poll` returns
     own.start_reading()
     assert own.consumer is not first
     assert not own.committing
     assert not own.lost
+    assert own.assigned == []
+
+
+def test_what_a_client_that_is_leaving_reports_changes_nothing() -> None:
+    own = TradeConsumer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), from_beginning=False)
+    first = own.consumer
+    own.rejoin(0)
+    own.reading = [TopicPartition("orders", 0)]
+    own.add([Message(value=trade())])
+    own.on_assign(first, [TopicPartition("orders", 1)])
+    own.on_revoke(first, [])
+    own.on_lost(first, [])
+    assert (own.assigned, own.reading, len(own.batch)) == ([], [TopicPartition("orders", 0)], 1)
+    assert not own.lost
+
+
+def test_trades_that_are_in_hand_when_their_topic_is_made_again_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = TradeConsumer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), from_beginning=False)
+    stored: list[bytes] = []
+
+    def store(rows: Sequence[bytes], content: bytes) -> Stored:
+        stored.extend(rows)
+        return Stored(inserted=len(rows))
+
+    monkeypatch.setattr(own.table, "store", store)
+    monkeypatch.setattr(own.starting_offsets, "made_again", lambda: True)
+    threading.Thread(target=own.write_for_ever, daemon=True).start()
+    own.add([Message(value=trade())])
+    own.start_reading()
+    assert len(stored) == 1
 
 
 def test_every_value_arrives_as_it_was_sent(
