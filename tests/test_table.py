@@ -412,6 +412,13 @@ def test_a_large_batch_may_take_longer_than_the_role_allows(database: Database, 
     assert TradesTable(f"{database.url}?options=-c{limit}%3D900").store(rows(3)).inserted == 3
 
 
+@pytest.mark.parametrize("level", ["off", "local"])
+def test_a_commit_is_safe_whatever_the_role_waits_for(database: Database, level: str) -> None:
+    database.query("ALTER TABLE trades ADD CHECK (current_setting('synchronous_commit') = 'on')")
+    url = f"{database.url}?options=-csynchronous_commit%3D{level}"
+    assert TradesTable(url).store(rows(3)).inserted == 3
+
+
 def test_a_role_may_have_all_identifiers_quoted(database: Database) -> None:
     url = f"{database.url}?options=-cquote_all_identifiers%3Don"
     hall.prepare_table(url)

@@ -28,15 +28,19 @@ _PREPARE_CHECK = f"PREPARE no_problem AS SELECT 1 / (NOT EXISTS ({TABLE_PROBLEMS
 # Any ALTER TABLE has finished or waits for us. ONLY: a locked partition holds up its own rows and no others.
 _LOCK = "LOCK TABLE ONLY trades IN ROW EXCLUSIVE MODE"
 _COPY_CHECKED = f"{_LOCK}; EXECUTE no_problem; {_COPY.format('trades')}"
-# The role's own settings could end a large batch, or a connection between two batches; `_make_certain` needs warnings.
+# The role's own settings could end a large batch, or a connection between two batches, or acknowledge a commit that a
+# crash would undo; `_make_certain` needs warnings.
 _OVERRIDE_SETTINGS = """
     SET client_min_messages TO warning;
+    SELECT set_config(name, 'on', false) FROM pg_settings
+    WHERE name = 'synchronous_commit' AND setting IN ('off', 'local');
     SELECT set_config(name, '0', false) FROM pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout')
 """
 _OTHER_KEYS = """
     SELECT indexrelid::regclass FROM pg_index
-    WHERE indrelid = 'trades'::regclass AND (indisunique OR indisexclusion)
+    WHERE (indrelid = 'trades'::regclass OR indrelid IN (SELECT relid FROM pg_partition_tree('trades')))
+      AND (indisunique OR indisexclusion)
       AND indkey[0] <> (SELECT attnum FROM pg_attribute WHERE attrelid = indrelid AND attname = 'trade_id')
 """
 _WRITE_AHEAD = "SELECT pg_logical_emit_message(true, 'trades', '')"  # makes the commit wait for a standby
