@@ -29,7 +29,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._bytes = Counter(f"trades_{direction}_bytes", f"Message bytes {direction}.", registry=self.registry)
-        self._bytes_before = 0
+        self._bytes_before: dict[str, int] = {}  # by client: an earlier one may still be leaving
         self._bytes_key = "txmsg_bytes" if direction == "sent" else "rxmsg_bytes"
 
     def serve(self, address: Address | None) -> None:
@@ -39,9 +39,10 @@ class Metrics:
         host, port = address
         try:
             start_http_server(port, host, self.registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a host with an invalid name
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"metrics cannot be served on {host}:{port} ({error.strerror}): give another --metrics-port"
+                f"metrics cannot be served on {host}:{port} ({reason}): give another --metrics-port"
             ) from None
 
     def on_statistics(self, text: str) -> None:
@@ -49,9 +50,9 @@ class Metrics:
         self._take(json.loads(text))
 
     def _take(self, statistics: dict[str, Any]) -> None:
-        total = statistics[self._bytes_key]
-        self._bytes.inc(max(0, total - self._bytes_before))  # the total drops when a topic is deleted
-        self._bytes_before = total
+        name, total = statistics["name"], statistics[self._bytes_key]
+        self._bytes.inc(max(0, total - self._bytes_before.get(name, 0)))  # the total drops when a topic is deleted
+        self._bytes_before[name] = total
 
 
 class ProducerMetrics(Metrics):

@@ -111,7 +111,8 @@ def test_what_the_user_got_wrong_is_one_line(broker: KafkaClient, run_script: Ru
 )
 def test_a_total_that_falls_because_a_topic_was_deleted_is_no_error(metrics: Metrics, key: str) -> None:
     for total in (1000, 200, 300):
-        metrics.on_statistics(json.dumps({key: total, "topics": {}}))
+        metrics.on_statistics(json.dumps({"name": "second", key: total, "topics": {}}))
+        metrics.on_statistics(json.dumps({"name": "first", key: 0, "topics": {}}))  # an earlier client, still leaving
     [family] = [
         family for family in metrics.registry.collect() if family.name.endswith("_bytes") and "trades" in family.name
     ]
