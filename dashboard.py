@@ -87,7 +87,7 @@ def draw_header() -> tuple[int, bool]:
     on_screen: dict[str, Figures] = st.session_state.setdefault("on_screen", {})
     with save.popover("Save", width="stretch"):
         file = partial(st.download_button, "Trades as CSV", file_name="trades.csv", mime="text/csv", key="csv")
-        file(lambda: as_csv(on_screen["now"].trades), on_click="ignore", width="stretch")
+        file(lambda: as_csv(on_screen.get("now", figures(Snapshot())).trades), on_click="ignore", width="stretch")
         st.html(PICTURES)  # web/chart.js handles their clicks
     return interval, pause.toggle("Pause", key="paused", bind="query-params")
 
@@ -173,7 +173,8 @@ def draw_status(answer: Answer[Snapshot], interval: int, paused: bool) -> str:
         {"name": "last good query", "age": query_age, "time": clock(answered), "old_after": silent_after},
     ]
     facts = answer.problem or NO_ANSWER if word == DOWN else facts_about(answer.value, now, paused)
-    status_line(key="status", data={"word": word, "moving": not paused, "ages": ages, "facts": facts})
+    line = {"word": word, "moving": not paused, "ages": ages, "facts": facts}
+    status_line(key="status", data=line | {"tick": time.monotonic()})  # with equal data, status.js would not be called
     return word
 
 

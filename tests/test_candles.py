@@ -119,6 +119,16 @@ def test_a_refresh_copies_only_what_is_new_and_leaves_nothing_behind(engine: Eng
     assert last() is None
 
 
+def test_the_newest_candles_are_there_though_older_trades_cannot_be_read(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(database, trades(600, 0.5))
+    monkeypatch.setattr(module, "STRETCH", text("SELECT 1 / 0"))
+    history = read_history(engine, History())
+    assert history.tickers
+    assert not history.complete
+
+
 def test_a_trade_may_arrive_some_seconds_late(engine: Engine, database: Database) -> None:
     rows = trades(600, 0.5)
     late = rows.pop(-10)

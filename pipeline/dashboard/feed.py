@@ -68,7 +68,7 @@ class Feed(Generic[Value]):
             self._answer = Answer(self._read(self._answer.value), time.monotonic())
         except SQLAlchemyError as error:
             self._answer = replace(self._answer, problem=problem(error))
-        except TypeError:  # of a type that PostgreSQL compares, but Python does not
+        except (TypeError, ValueError, ArithmeticError):  # of a type, or in a range, that Python cannot take
             self._answer = replace(self._answer, problem=WRONG_TYPE)
         finally:
             self._done.set()
@@ -100,7 +100,11 @@ def read_only_engine(database_url: str) -> Engine:
     patience = {"connect_timeout": 2, "keepalives_idle": 3, "keepalives_interval": 1, "tcp_user_timeout": 3000}
 
     def connect() -> psycopg2.extensions.connection:
-        own: dict[str, Any] = patience | {"options": options, "application_name": "dashboard"}
+        own: dict[str, Any] = patience | {
+            "options": options,
+            "application_name": "dashboard",
+            "client_encoding": "utf8",
+        }
         connection: psycopg2.extensions.connection = psycopg2.connect(database_url, **own)
         # Not set in `options`: a URL with target_session_attrs=read-write would then find no server.
         connection.set_session(readonly=True, autocommit=True)

@@ -6,9 +6,10 @@ export default function ({ data, parentElement }) {
   const word = line.querySelector("[role=status]");
   line.querySelector(".facts").textContent = data.facts;
   const places = line.querySelectorAll(".age");
-  const start = performance.now();
+  const start = performance.now(), began = Date.now();
   const show = () => {
-    const passed = data.moving ? (performance.now() - start) / 1000 : 0;
+    // The first clock stands still while the computer sleeps; the second may be set back.
+    const passed = data.moving ? Math.max(performance.now() - start, Date.now() - began) / 1000 : 0;
     data.ages.forEach(({ name, age, time, old_after }, index) => {
       const known = data.moving && age !== null;
       const old = known && age + passed > old_after;
