@@ -132,6 +132,22 @@ def test_a_replay_that_another_overtakes_is_as_if_it_had_never_been(
     assert values(broker, topic) == sorted([*REASONS, *REASONS])
 
 
+def test_the_letter_that_kafka_refuses_is_the_one_that_is_named(
+    broker: KafkaClient, topic: str, run_script: RunScript, command: Command
+) -> None:
+    broker.create_topic(topic)
+    broker.create_topic(f"{topic}.dlq")
+    broker.configure(f"{topic}.dlq", max_message_bytes="8000000")
+    broker.produce(f"{topic}.dlq", [b"one", b"x" * 3_000_000, *(b"%d" % number for number in range(50))])
+    broker.configure(topic, max_message_bytes="1000000")
+    script = run_script("-m", "pipeline.maintenance.replay", "--replay", "--all")
+    assert script.wait() == 1
+    assert "Kafka rejected 0:1: " in script.stderr
+    assert "too large" in script.stderr
+    assert values(broker, topic) == []
+    assert command("--replay", "0:0").startswith("1 dead")
+
+
 def test_a_letter_that_somebody_else_wrote_without_a_reason_is_one(
     broker: KafkaClient, topic: str, command: Command
 ) -> None:

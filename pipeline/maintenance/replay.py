@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from typing import Any
 
@@ -62,7 +62,12 @@ def unreplayed(settings: Settings) -> Iterator[Message]:
 def read(settings: Settings) -> Iterator[Message]:
     """Yield the messages in the dead-letter topic. Raises `UserError`, `KafkaException`."""
     topic = settings.dead_letter_topic
-    own = {"enable.auto.commit": False, "enable.partition.eof": True, "group.id": settings.group_id}  # joins no group
+    own: dict[str, Any] = {
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "group.id": settings.group_id,  # joins no group
+        "auto.offset.reset": "earliest",  # if the oldest letters are deleted meanwhile
+    }
     with closing(client(Consumer, settings.kafka | own)) as consumer:
         known = consumer.list_topics(timeout=SECONDS_FOR_BROKER).topics
         unfinished = set(known[topic].partitions) if topic in known else set()
@@ -89,6 +94,7 @@ def transactional_producer(settings: Settings) -> Producer:
         "transaction.timeout.ms": 10_000,  # how long consumers of the topic wait for a killed replay
         "message.max.bytes": 1_000_000_000,  # the topic's own limit decides
         "queue.buffering.max.kbytes": 2_000_000_000,
+        "queue.buffering.max.messages": 0,  # no limit
     }
     producer = client(Producer, settings.kafka | own)
     producer.init_transactions(SECONDS_FOR_BROKER)
@@ -101,16 +107,19 @@ def send(producer: Producer, settings: Settings, letters: list[Message]) -> None
     for letter in letters:
 
         def on_delivery(error: KafkaError | None, _: Message, name: str = place(letter)) -> None:
-            if error is not None:
+            if error is not None and error.code() > 0:  # librdkafka's own errors, below 0, only follow from another
                 refused.append(f"Kafka rejected {name}: {error.str()}; leave it out and try again")
 
         headers = [(name, value) for name, value in headers_of(letter) if not name.startswith(REASON_PREFIX)]
-        producer.produce(settings.topic, letter.value(), letter.key(), headers=headers, on_delivery=on_delivery)
-        producer.produce(settings.dead_letter_topic, partition=letter.partition(), headers={MARK: place(letter)})
+        try:
+            producer.produce(settings.topic, letter.value(), letter.key(), headers=headers, on_delivery=on_delivery)
+            producer.produce(settings.dead_letter_topic, partition=letter.partition(), headers={MARK: place(letter)})
+        except KafkaException:  # the transaction has failed already; committing it tells why
+            break
         producer.poll(0)
     producer.flush()
     if refused:
-        raise UserError(refused[-1])
+        raise UserError(refused[0])
 
 
 def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
@@ -123,10 +132,11 @@ def replay(settings: Settings, chosen: Callable[[Message], bool]) -> None:
             producer.begin_transaction()
             try:
                 send(producer, settings, some)
-            except UserError:
-                producer.abort_transaction()
+                producer.commit_transaction()
+            except (UserError, KafkaException):
+                with suppress(KafkaException):  # fenced off, or out of reach: Kafka aborts it when it times out
+                    producer.abort_transaction()
                 raise
-            producer.commit_transaction()
             count += len(some)
     finally:
         print(f"{count:,} dead letters replayed to {settings.topic}.")
@@ -158,7 +168,8 @@ def show(letters: Iterator[Message]) -> None:
         shown = "no value" if value is None else f"{value[:FIRST_BYTES]!r}{'…' if len(value) > FIRST_BYTES else ''}"
         print(f"{place(letter)}  from {origin}  {reason(letter)}  {shown}")
         counts[reason(letter).partition(": ")[0]] += 1  # without its details
-    print(f"{counts.total():,} dead letters not replayed yet" + (", by reason:" if counts else "."))
+    known = "found before the stop" if stop_requested() else "not replayed yet"
+    print(f"{counts.total():,} dead letters {known}" + (", by reason:" if counts else "."))
     for text, count in counts.most_common():
         print(f"{count:>9,}  {text}")
 
