@@ -1,6 +1,7 @@
 """Retention on a real database: expired trades go, in small transactions, without disturbing anything else."""
 
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Event
 
 import pytest
+from psycopg2 import OperationalError
 from psycopg2.extensions import connection as Connection
 
 from pipeline.consumer.table import TradesTable
@@ -132,6 +134,27 @@ def test_one_pass_for_cron(database: Database, run_script: RunScript) -> None:
     assert script.wait() == 0
     assert script.stdout == "Retention stopped: 1,200 trades deleted."
     assert database.count() == 5
+
+
+def test_trades_deleted_before_an_outage_count(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> Iterator[int]:
+        yield 1000
+        monkeypatch.setattr(retention, "prune", lambda *_: iter([200]))
+        raise OperationalError
+
+    monkeypatch.setattr(retention, "prune", interrupted)
+    monkeypatch.setattr(retention, "SECONDS_BETWEEN_PASSES", 0)
+    monkeypatch.setattr(retention, "stop_requested", lambda: "200" in capsys.readouterr().out)
+    retention.main(Namespace(once=False), read_settings({"DATABASE_URL": database.url, "TRADES_RETENTION": "2h"}))
+    assert capsys.readouterr().out == "Retention stopped: 1,200 trades deleted.\n"
+
+
+def test_a_date_that_python_cannot_represent_is_old_enough(database: Database, table: TradesTable) -> None:
+    table.store(copy_rows([trade()]))
+    database.query("UPDATE trades SET timestamp = '0044-03-15 12:00 BC'")
+    assert deleted(database, HOUR) == [1]
 
 
 def test_it_goes_on_until_it_is_stopped(database: Database, run_script: RunScript) -> None:

@@ -45,7 +45,7 @@ DELETE_OLDEST = f"""
             WHERE timestamp >= %s AND timestamp < (now() AT TIME ZONE 'UTC') - %s
             ORDER BY timestamp LIMIT {BATCH_SIZE}
         )) RETURNING timestamp
-    ) SELECT count(*), max(timestamp) FROM deleted
+    ) SELECT count(*), max(timestamp)::text FROM deleted
 """
 
 
@@ -66,12 +66,12 @@ def prune(connection: Connection, retention: timedelta) -> Iterator[int]:
         wait_for_stop(time.monotonic() - began)
 
 
-def prune_once(database_url: str, retention: timedelta, watchdog: Watchdog) -> int:
-    """Make one pass over a new connection; return the number of trades deleted. Raises `psycopg2.Error`."""
+def prune_once(database_url: str, retention: timedelta, watchdog: Watchdog) -> Iterator[int]:
+    """Make one pass over a new connection; yield as `prune` does. Raises `psycopg2.Error`."""
     with closing(connect(database_url)) as connection, watchdog.watching(connection):
         with connection, connection.cursor() as cursor:
             cursor.execute(CONNECTION_SETTINGS)
-        return sum(prune(connection, retention))
+        yield from prune(connection, retention)
 
 
 def main(options: argparse.Namespace, settings: Settings) -> None:
@@ -81,8 +81,10 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
     prepare_table(settings.database_url)
     total, outage, watchdog = 0, Outage("PostgreSQL"), Watchdog(settings.database_url)
     while not stop_requested():
+        before = total
         try:
-            count = prune_once(settings.database_url, settings.retention, watchdog)
+            for count in prune_once(settings.database_url, settings.retention, watchdog):
+                total += count
         except psycopg2.Error as error:
             if options.once:
                 raise UserError(first_line(error)) from None
@@ -90,11 +92,10 @@ def main(options: argparse.Namespace, settings: Settings) -> None:
             wait_for_stop(SECONDS_BETWEEN_ATTEMPTS)
             continue
         outage.end()
-        total += count
         if options.once:
             break
-        if count:
-            print(f"🧹 {count:,} trades older than {settings.retention} deleted", flush=True)
+        if total > before:
+            print(f"🧹 {total - before:,} trades older than {settings.retention} deleted", flush=True)
         wait_for_stop(SECONDS_BETWEEN_PASSES)
     print(f"Retention stopped: {total:,} trades deleted.")
 
