@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -135,6 +136,14 @@ def test_the_numbers_of_bad_lines_are_an_editors(tmp_path: Path, capsys: pytest.
     assert [line.split(" line ")[1].split()[0] for line in lines] == ["5", "7"]
     assert "decimals" in lines[0]
     assert "cells" in lines[1]
+
+
+def test_a_line_whose_quotes_are_wrong_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header, first, second = csv_text(made(2)).splitlines()
+    (tmp_path / "trades.csv").write_text("\n".join([header, first, '"x" ,"y"' + first, second, ""]))
+    assert len(sent(tmp_path / "trades.csv")) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "line 3 is skipped" in line
 
 
 def test_blank_lines_are_no_trades(tmp_path: Path) -> None:
@@ -372,6 +381,15 @@ def test_a_pipe_is_replayed_and_waiting_for_it_can_be_stopped(
     assert script.wait() == 0
     assert script.stderr == ""
     assert len(broker.read(topic)) == lines
+
+
+def test_a_pipe_without_trades_or_end_can_be_stopped(tmp_path: Path, run_script: RunScript) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    script = run_script("producer.py", "--replay", str(tmp_path / "pipe"))
+    with subprocess.Popen(["sh", "-c", 'exec yes "" > "$0"', str(tmp_path / "pipe")]) as writer:
+        eventually(lambda: script.takes_signals)
+        assert script.stop() == 0
+        writer.kill()
 
 
 @pytest.mark.parametrize(

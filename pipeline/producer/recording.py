@@ -150,7 +150,7 @@ class Recording:
 
     def _csv(self, file: io.BufferedReader) -> Iterator[tuple[int, Record]]:
         reader = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""), strict=True)
-        rows = filter(None, reader)
+        rows = filter(None, _rows(reader))
         header = self._known(next(rows, []))
         for row in rows:
             record = dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
@@ -178,14 +178,27 @@ class Recording:
         return columns
 
 
+def _rows(reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Yield the rows of a CSV reader; one whose quotes are wrong has a single cell, and reading goes on after it."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "expected after" not in str(error):  # an open quote, which has swallowed all that follows
+                raise
+            yield [""]
+
+
 class _Stoppable(io.FileIO):
     """A file whose reading ends when the user asks to stop, although it may be a pipe that nobody writes to."""
 
     def readinto(self, buffer: "WriteableBuffer") -> int | None:
-        while not select([self], [], [], SECONDS_UNNOTICED)[0]:
-            if stop_requested():
-                raise OSError("stopped")
-        return super().readinto(buffer)
+        while not stop_requested():
+            if select([self], [], [], SECONDS_UNNOTICED)[0]:
+                return super().readinto(buffer)
+        raise OSError("stopped")
 
 
 def _open_at_once(path: str, flags: int) -> int:
