@@ -24,6 +24,7 @@ PROMISED = {
     "enable.idempotence": ("true",),
     "enable.partition.eof": ("false",),
     "group.protocol": ("classic",),
+    "isolation.level": ("read_committed",),
     "message.send.max.retries": (),
     "message.timeout.ms": ("0",),
     "partition.assignment.strategy": ("range", "roundrobin", "range,roundrobin", "roundrobin,range"),
@@ -34,6 +35,7 @@ PROMISED = {
 
 # The pattern of a valid value, and what to give instead of an invalid one.
 RULES = {
+    "KAFKA_TOPIC": (r"[\w.-]{1,245}", "at most 245 letters, digits, dots, dashes or underscores"),
     "KAFKA_TOPIC_PARTITIONS": ("0*[1-9][0-9]{0,5}", "a whole number from 1 to 999999"),
     "KAFKA_AUTO_OFFSET_RESET": ("latest|earliest", "latest or earliest"),
     "TRADES_RETENTION": ("[1-9][0-9]{0,4}[dhm]", "days, hours or minutes, such as 30d, 12h or 90m"),
@@ -69,7 +71,7 @@ class Settings:
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from environment variables. Raises `UsageError` for an invalid one."""
     for variable, (pattern, advice) in RULES.items():
-        if (text := environment.get(variable)) and not re.fullmatch(pattern, text):
+        if (text := environment.get(variable)) and not re.fullmatch(pattern, text, re.ASCII):
             raise UsageError(f"{variable}={text}: give {advice}")
     retention = environment.get("TRADES_RETENTION")
     return Settings(
@@ -93,7 +95,8 @@ def _librdkafka_properties(environment: Mapping[str, str]) -> dict[str, str]:
         if variable.startswith("KAFKA_") and value:
             name = variable.removeprefix("KAFKA_").lower().replace("_", ".").replace("log.level", "log_level")
             if value.lower() not in PROMISED.get(name, (value.lower(),)):
-                give = " or ".join(PROMISED[name]) or "none"
-                raise UsageError(f"{variable}={value}: trades could be lost or doubled; give {give}, or unset it")
+                allowed = " or ".join(PROMISED[name])
+                advice = f"give {allowed}, or unset it" if allowed else "unset it"
+                raise UsageError(f"{variable}={value}: trades could be lost or doubled; {advice}")
             properties[name] = value
     return properties

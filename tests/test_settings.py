@@ -73,6 +73,9 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
         ("KAFKA_TOPIC_PARTITIONS", "-1"),
         ("KAFKA_TOPIC_PARTITIONS", "many"),
         ("KAFKA_AUTO_OFFSET_RESET", "newest"),
+        ("KAFKA_TOPIC", "orders today"),
+        ("KAFKA_TOPIC", "\udcff"),  # a byte that is not UTF-8
+        ("KAFKA_TOPIC", "x" * 246),  # no room for .dlq
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(variable: str, value: str) -> None:
@@ -88,6 +91,7 @@ def test_a_wrong_value_is_named_with_its_variable(variable: str, value: str) -> 
         ("KAFKA_ENABLE_IDEMPOTENCE", "False"),
         ("KAFKA_GROUP_PROTOCOL", "consumer"),
         ("KAFKA_PARTITION_ASSIGNMENT_STRATEGY", "cooperative-sticky"),
+        ("KAFKA_ISOLATION_LEVEL", "read_uncommitted"),
         ("KAFKA_TRANSACTIONAL_ID", "mine"),
     ],
 )
