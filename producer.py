@@ -169,11 +169,14 @@ class TradeProducer:
 
     def close(self) -> None:
         """Wait for outstanding acknowledgements, then print a summary."""
-        if self.refusal is None:
-            self._producer.flush(SECONDS_TO_STOP)
-        deadline = time.monotonic() + SECONDS_TO_STOP
-        while not self._take_back() and time.monotonic() < deadline:
-            pass
+        try:
+            if self.refusal is None:
+                self._producer.flush(SECONDS_TO_STOP)
+            deadline = time.monotonic() + SECONDS_TO_STOP
+            while not self._take_back() and time.monotonic() < deadline:
+                pass
+        except KafkaException as exception:  # a fatal one
+            self.refusal = exception.args[0]
         lost = self.sent - self.acknowledged
         seconds = time.monotonic() - self._began
         sign = "⚠️ " if lost else "✅"

@@ -40,14 +40,16 @@ def run(parser: argparse.ArgumentParser, main: Main, words: Sequence[str] | None
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
     options = parser.parse_args(words)
+    exit_code = 0
     try:
-        settings = read_settings()
-        logging.basicConfig(level=settings.log_level, format="%(message)s")
-        main(options, settings)
+        try:
+            settings = read_settings()
+            logging.basicConfig(level=settings.log_level, format="%(message)s")
+            main(options, settings)
+        except UserError as error:
+            print(f"{name()}: {error}", file=sys.stderr)
+            exit_code = error.exit_code
         print(end="", flush=True)
-    except UserError as error:
-        print(f"{name()}: {error}", file=sys.stderr)
-        return error.exit_code
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
             raise
@@ -56,7 +58,7 @@ def run(parser: argparse.ArgumentParser, main: Main, words: Sequence[str] | None
             print(f"{name()}: {error.strerror}", file=sys.stderr)
             return 1
         # As in `python consumer.py | head`, or after the terminal was closed: the reader has seen enough.
-    return 0
+    return exit_code
 
 
 def name() -> str:
