@@ -56,11 +56,13 @@ def market(site: Site) -> Market:
 
 @pytest.fixture
 def open_page(context: BrowserContext, site: Site) -> Iterator[Callable[..., Page]]:
-    pages = []
+    pages: list[Page] = []
+    asked: set[str] = set()
 
     def open_page(view: str = FAST) -> Page:
         page = context.new_page()
         pages.append(page)
+        page.on("request", lambda request: asked.add(request.url))
         page.goto(site.address + view)
         expect(page.locator(".status [role=status]")).not_to_be_empty()
         return page
@@ -69,6 +71,7 @@ def open_page(context: BrowserContext, site: Site) -> Iterator[Callable[..., Pag
     for page in pages:
         assert page.locator(".stException").all_inner_texts() == []
         page.close()
+    assert not [url for url in asked if not url.startswith((site.address, "data:", "blob:"))], "another host was asked"
 
 
 @pytest.fixture
@@ -276,18 +279,6 @@ def assert_a_small_screen_shows_it_all_without_scrolling_sideways(page: Page, wi
         assert box
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
-
-
-def test_no_other_host_is_asked(context: BrowserContext, market: Market, site: Site) -> None:
-    asked: set[str] = set()
-    page = context.new_page()
-    page.on("request", lambda request: asked.add(request.url))
-    page.goto(site.address)
-    expect(page.locator(f"{PRICE} .scatterlayer .trace")).to_have_count(7)
-    page.get_by_label("Tickers").click()
-    page.close()
-    foreign = [url for url in asked if not url.startswith((site.address, "data:", "blob:"))]
-    assert not foreign
 
 
 def test_pause_stops_everything_that_moves(page: Page, open_page: Callable[..., Page], site: Site) -> None:
