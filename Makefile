@@ -1,4 +1,4 @@
-# `make run` and `make test` need only make and Python 3.11 or newer: the first call of a target installs the locked
+# `make run` and `make test` need only make, bash and Python 3.11 or newer: the first call of a target installs the locked
 # packages it needs into the virtual environment .venv; later calls reuse it.
 #     make test PYTHON=python3.13 VENV=.local/python3.13      another Python, in its own environment
 

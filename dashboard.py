@@ -108,7 +108,7 @@ def draw_layout() -> dict[str, Place]:
         st.header(f"Volume by ticker (last {WINDOW} trades)", anchor=False)
         place["volume"] = st.container()
     with right:
-        st.header("Watchlist · change since the window’s first trade", anchor=False)
+        st.header("Watchlist · change since the ticker’s first trade in the window", anchor=False)
         place["watchlist"] = st.container()
         st.header("Most recent trades", anchor=False)
         place["tape"] = st.container()

@@ -220,7 +220,7 @@ class TradeProducer:
             self._second_began += passed
             self._sent_before, self._acknowledged_before = self.sent, self.acknowledged
         if self._watch.made_again():
-            self._lost = "made again"
+            self._lost = "deleted and recreated"
         if self._lost:
             self._renew()
 

@@ -77,7 +77,7 @@ def wait_for_brokers(settings: Settings, patience: float | None) -> None:
 
     `patience` is in seconds; None waits forever. Raises `UserError`.
     """
-    _persist(settings, patience, lambda admin, metadata: None)
+    _retry(settings, patience, lambda admin, metadata: None)
 
 
 def ensure_topic(settings: Settings, name: str, patience: float | None, **config: str) -> None:
@@ -100,7 +100,7 @@ def ensure_topic(settings: Settings, name: str, patience: float | None, **config
             _warn_of_limits(name, config, exception)
             _create(admin, NewTopic(name, num_partitions=settings.topic_partitions))
 
-    _persist(settings, patience, ensure)
+    _retry(settings, patience, ensure)
 
 
 class TopicWatch:
@@ -156,9 +156,7 @@ def reason_of(exception: Exception) -> str:
     return reason.str() if isinstance(reason, KafkaError) else str(reason)
 
 
-def _persist(
-    settings: Settings, patience: float | None, action: Callable[[AdminClient, ClusterMetadata], None]
-) -> None:
+def _retry(settings: Settings, patience: float | None, action: Callable[[AdminClient, ClusterMetadata], None]) -> None:
     """Run the action once the cluster answers; retry faults that may pass by themselves, while patience lasts."""
     reasons: deque[KafkaError] = deque(maxlen=100)
     admin = client(AdminClient, settings.kafka | {"error_cb": reasons.append})

@@ -77,7 +77,7 @@ class ConsumerMetrics(Metrics):
         self._batches = Counter("trades_batches_stored", "Transactions that stored trades.", registry=self.registry)
         self.commit_seconds = Histogram(
             "trades_commit_seconds",
-            "Time to store and commit a batch, failed attempts included.",
+            "Time of one attempt to store a batch and commit it to PostgreSQL.",
             buckets=COMMIT_SECONDS,
             registry=self.registry,
         )

@@ -46,7 +46,7 @@ UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the brokers and the database are, and the names of the topic and the group."""
+    """All settings of a script, as read when it starts."""
 
     topic: str
     topic_partitions: int

@@ -119,6 +119,20 @@ def test_a_refresh_copies_only_what_is_new_and_leaves_nothing_behind(engine: Eng
     assert last() is None
 
 
+@pytest.mark.parametrize(("every", "late"), [(0.02, 540), (4.0, 598)], ids=["many: two seconds fill a chunk", "few"])
+def test_a_trade_may_arrive_late_among_many_and_among_few(
+    every: float, late: int, engine: Engine, database: Database
+) -> None:
+    rows = trades(600, every)
+    trade = rows.pop(late)
+    insert(database, rows[:500])
+    history = whole(engine)
+    insert(database, rows[500:])
+    history = read_history(engine, history)
+    insert(database, [trade])
+    assert count_of(read_history(engine, history)) == 600
+
+
 def test_the_newest_candles_are_there_though_older_trades_cannot_be_read(
     engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

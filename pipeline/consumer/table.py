@@ -137,7 +137,7 @@ class TradesTable:
             with connection.cursor() as cursor:
                 cursor.execute(_WRITE_AHEAD)
             if connection.notices:
-                raise psycopg2.OperationalError("a commit was not waited for: the standby may not have it")
+                raise psycopg2.OperationalError("somebody cancelled the wait for the standby: it may lack this commit")
 
 
 def copy_file(rows: Sequence[bytes]) -> bytes:

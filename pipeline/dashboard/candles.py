@@ -6,6 +6,7 @@ arrives later than that is in the table, but not in a candle.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from pipeline.dashboard.feed import query
 from pipeline.dashboard.queries import CANDLES, CHUNK, NEWEST, STRETCH
 
 PAUSE = timedelta(hours=1)  # as in STRETCH
-LATE = timedelta(seconds=10)  # how late a trade may arrive and still be counted; less while over CHUNK trades are live
+LATE = timedelta(seconds=10)  # how late a trade may arrive and still be counted; less at over CHUNK trades in that time
 CATCH_UP = 1.0  # seconds a refresh may spend on reading back
 FORGET_AFTER = 60.0  # seconds without a refresh after which there is too much to count in one go
 MAX_CANDLES = 240
@@ -99,8 +100,7 @@ def read_on(engine: Engine, last: History) -> History:
         return read_on(engine, History())
     if not newest:
         return History()
-    few = sum(candle.trades for _, candle in counted) <= CHUNK
-    edge = max(last.edge, newest - LATE if few else newest)
+    edge = max(last.edge, live_since(counted, newest))
     step = step_for(edge - last.start)
     settled = last.settled if step == last.step else join({}, each(last.settled), step)
     return replace(
@@ -111,6 +111,20 @@ def read_on(engine: Engine, last: History) -> History:
         newest=newest,
         counted_at=time.monotonic(),
     )
+
+
+def live_since(counted: Counted, newest: datetime) -> datetime:
+    """Return the second from which trades are recounted: LATE before the newest, or as far back as CHUNK trades go."""
+    seconds: Counter[datetime] = Counter()
+    for _, candle in counted:
+        seconds[candle.start] += candle.trades
+    edge, trades = newest, 0
+    for second in sorted(seconds, reverse=True):
+        trades += seconds[second]
+        if trades > CHUNK:
+            return max(edge, newest - LATE)
+        edge = second
+    return newest - LATE
 
 
 def read_back(engine: Engine, history: History) -> History:

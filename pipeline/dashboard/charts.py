@@ -31,7 +31,7 @@ def figure(data: list[Figure], layout: Figure, summary: str) -> bytes:
 
 @shared
 def price_chart(seen: Figures, scale: str, every_ticker: bool) -> bytes:
-    """Return prices, or their change in per cent since the window's first trade; each line ends at its last price.
+    """Return prices, or their change in per cent since the ticker's first trade; each line ends at its last price.
 
     Shows the most active tickers, or all of them with `every_ticker`.
     """

@@ -82,5 +82,5 @@ def _fetch(jar: Jar) -> None:
         file.flush()
         os.fsync(file.fileno())
     if digest.hexdigest() != jar.sha256:
-        raise OSError(f"{jar.path.name} is not what its checksum says")
+        raise OSError(f"{jar.path.name} does not match its checksum")
     unfinished.rename(jar.path)
