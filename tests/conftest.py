@@ -20,7 +20,7 @@ RunScript = Callable[..., Script]
 BROKER = pytest.StashKey[Kafka]()
 
 
-# Tests that share an expensive fixture run in one worker, so that it is set up once; see LONGEST_FIRST.
+# Tests that share an expensive fixture run in one worker, so that it is set up once; large groups begin first.
 GROUPS = {
     "site": "page",
     "prepared": "stack",
@@ -35,33 +35,25 @@ GROUPS = {
 ALONE = {"test_market.py", "test_benchmarks.py", "test_cluster.py", "test_make.py"}
 
 
-# The chains of tests that take longest come first: one that starts late would keep a single worker busy at the end.
-LONGEST_FIRST = ["page", "test_benchmarks.py", "stack", "test_make.py", "own broker", "test_cluster.py"]
-
-
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # so that pytest tears down every fixture, and with it every process
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.option.loadscopereorder = False  # pytest-xdist would begin with the groups of the most tests
+def pytest_configure() -> None:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Group the tests by their fixtures and files, and sort the groups."""
-    ranks: dict[pytest.Function, int] = {}
+    """Group the tests by their fixtures and files."""
     for item in items:
         groups = [GROUPS[name] for name in item.fixturenames if name in GROUPS]
         if item.path.name in ALONE:
             groups = [item.path.name]
-        ranks[item] = next((rank for rank, name in enumerate(LONGEST_FIRST) if name in groups), len(LONGEST_FIRST))
         if groups:
             half = item.path.name < "test_kafka" if groups[0] == "own broker" else ""  # all would take too long
             item.add_marker(pytest.mark.xdist_group(f"{groups[0]} {half}"))
-    items.sort(key=ranks.__getitem__)
 
 
 @pytest.hookimpl(optionalhook=True)
