@@ -124,6 +124,7 @@ def test_a_script_has_the_options(
     monkeypatch.setattr("signal.signal", lambda *_: None)  # the handlers are pytest's
     monkeypatch.setattr("sys.argv", [script.split()[-1], "--help"])
     module = script.removeprefix("-m ")
+    monkeypatch.delitem(sys.modules, module, raising=False)
     execute = partial(runpy.run_module, module, alter_sys=True) if module != script else partial(runpy.run_path, script)
     with pytest.raises(SystemExit) as end:  # in this process, which has imported most of it already
         execute(run_name="__main__")
