@@ -196,7 +196,7 @@ def test_an_outage_is_waited_for(own_postgres: Postgres, run_script: RunScript) 
     script.wait_for_line("⚠️  PostgreSQL")
     own_postgres.start()
     script.wait_for_line("🧹 1,200 trades")
-    assert "PostgreSQL works again" in script.stderr
+    script.wait_for_line("PostgreSQL works again")
     assert script.stop() == 0
 
 
