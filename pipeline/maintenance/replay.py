@@ -114,8 +114,10 @@ def send(producer: Producer, settings: Settings, letters: list[Message]) -> None
         try:
             producer.produce(settings.topic, letter.value(), letter.key(), headers=headers, on_delivery=on_delivery)
             producer.produce(settings.dead_letter_topic, partition=letter.partition(), headers={MARK: place(letter)})
-        except KafkaException:  # the transaction has failed already; committing it tells why
-            break
+        except KafkaException as exception:
+            if exception.args[0].code() != KafkaError._STATE:
+                raise
+            break  # the transaction has failed already; committing it tells why
         producer.poll(0)
     producer.flush()
     if refused:
