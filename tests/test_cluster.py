@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.kafka import TopicWatch, client
 from pipeline.local_stack import cluster as cluster_module
-from pipeline.local_stack.cluster import Operator
+from pipeline.local_stack.cluster import Operator, PostgresPair
 from tests.script import Script, environment_of
 from tests.services import PASSWORD, USER, Database, eventually, free_port
 from tests.test_local_stack import Stack, gone
@@ -160,6 +160,21 @@ def test_addresses_that_are_no_cluster_are_refused_in_one_line(cluster: Cluster,
     assert script.wait() == 2
     assert script.stderr.count("\n") == 0
     assert variable in script.stderr
+
+
+def test_a_start_waits_for_the_standby_again_though_a_rebuild_was_interrupted(tmp_path: Path) -> None:
+    hosts = f"localhost:{free_port()},localhost:{free_port()}"
+    pair = PostgresPair(tmp_path, f"postgresql://{USER}:{PASSWORD}@{hosts}/kafka_db")
+    try:
+        pair.start()
+        pair.execute("ALTER SYSTEM RESET synchronous_standby_names")  # as it is until the end of a rebuild
+        for server in pair.servers:
+            server.stop()
+        pair.start()
+        eventually(lambda: pair.execute("SELECT sync_state FROM pg_stat_replication") == [("quorum",)])
+    finally:
+        for server in pair.servers:
+            server.stop()
 
 
 def test_a_standby_may_take_its_time_to_recover_but_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,9 @@ class PostgresPair:
         if (self.primary.data / "standby.signal").exists():  # `promote` was interrupted
             self._promote()
         create_database(self.primary.url)
-        if not standby_is_one:
+        if standby_is_one:
+            self._set_standby_names(self.standby_names)  # `rebuild` may have been interrupted before it did
+        else:
             self.rebuild()
 
     def promote(self) -> None:
