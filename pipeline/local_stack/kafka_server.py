@@ -132,10 +132,11 @@ class KafkaServer(Server):
     def check(self) -> None:
         """Raise `UserError` for data of a newer Kafka, too."""
         super().check()
-        made_by = self.data / "version"
-        if made_by.exists() and _release(made_by.read_text()) > _release(VERSION):
+        file = self.data / "version"
+        made_by = file.read_text() if file.exists() else ""  # empty, too, if the power failed on the first start
+        if made_by and _release(made_by) > _release(VERSION):
             raise UserError(
-                f"{self.data} was made by Kafka {made_by.read_text()}, newer than {VERSION}: "
+                f"{self.data} was made by Kafka {made_by}, newer than {VERSION}: "
                 "update this project, or move the folder away to start with an empty one"
             )
 
