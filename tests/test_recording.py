@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 import producer
@@ -387,9 +388,11 @@ def test_a_pipe_without_trades_or_end_can_be_stopped(tmp_path: Path, run_script:
     os.mkfifo(tmp_path / "pipe")
     script = run_script("producer.py", "--replay", str(tmp_path / "pipe"))
     with subprocess.Popen(["sh", "-c", 'exec yes "" > "$0"', str(tmp_path / "pipe")]) as writer:
-        eventually(lambda: script.takes_signals)
-        assert script.stop() == 0
-        writer.kill()
+        try:
+            eventually(lambda: psutil.Process(writer.pid).name() == "yes")  # once the script has opened the pipe
+            assert script.stop() == 0
+        finally:
+            writer.kill()
 
 
 @pytest.mark.parametrize(
