@@ -87,7 +87,7 @@ def draw_header() -> tuple[int, bool]:
     on_screen: dict[str, Figures] = st.session_state.setdefault("on_screen", {})
     with save.popover("Save", width="stretch"):
         file = partial(st.download_button, "Trades as CSV", file_name="trades.csv", mime="text/csv", key="csv")
-        file(lambda: as_csv(on_screen.get("now", figures(Snapshot())).trades), on_click="ignore", width="stretch")
+        file(lambda: as_csv((on_screen.get("now") or figures(Snapshot())).trades), on_click="ignore", width="stretch")
         st.html(PICTURES)  # web/chart.js handles their clicks
     return interval, pause.toggle("Pause", key="paused", bind="query-params")
 
