@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from tests.script import ROOT, Script, environment_of
-from tests.services import eventually
 
 LOOP = """
 from pipeline.stop import stop_requested, take_signals, wait_for_stop
@@ -46,6 +45,23 @@ def test_no_signal_comes_at_a_bad_moment() -> None:
     subprocess.run([sys.executable, "-c", STORM], cwd=ROOT, check=True, timeout=60)
 
 
+# Runs a command, and sends it SIGINT with its first import after it has taken the signals.
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+class Interruption:
+    def find_spec(self, *_):
+        if callable(signal.getsignal(signal.SIGTERM)):
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interruption())
+run = runpy.run_module if sys.argv[1] == "-m" else runpy.run_path
+sys.argv = [word for word in sys.argv[1:] if word != "-m"]
+run(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -58,9 +74,8 @@ def test_no_signal_comes_at_a_bad_moment() -> None:
 )
 def test_ctrl_c_during_the_imports_is_a_graceful_shutdown(command: str) -> None:
     nobody = environment_of("localhost:1", "postgresql://localhost:1/", "orders", "group")
-    script = Script(command.split(), nobody | {"TRADES_RETENTION": "30d"})
-    eventually(lambda: script.takes_signals, every=0.001)
-    assert script.stop() == 0
+    script = Script(["-c", INTERRUPTED_IMPORT, *command.split()], nobody | {"TRADES_RETENTION": "30d"})
+    assert script.wait() == 0
     assert script.stderr == ""
 
 
